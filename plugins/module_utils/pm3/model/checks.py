@@ -1,0 +1,40 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a check knocks: `http://host[:port][/path]`, the same with https, or `tcp://host:port`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .problems import Unfit
+
+_TARGET = re.compile(
+    r"(https?|tcp)://(\[[0-9A-Fa-f:.%]+\]|[^\s/:?#\[\]@]+)(?::([0-9]{1,5}))?((?:[/?][^\s#]*)?)(?:#\S*)?"
+)
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Target:
+    scheme: str  # http, https or tcp
+    host: str  # without the brackets of IPv6
+    port: int
+    path: str = "/"  # with the query; "" for tcp
+
+
+def parse(url: str) -> Target:
+    """The target that `url` names. Raises `Unfit`."""
+    found = _TARGET.fullmatch(url)
+    if found is None:
+        raise Unfit(f"expected http://host:port/path, https://host/path or tcp://host:port, found {url!r}")
+    scheme, host, port, path = found.groups()
+    if scheme == "tcp" and (port is None or path):
+        raise Unfit(f"expected tcp://host:port, found {url!r}")
+    number = int(port) if port else _PORTS[scheme]
+    if not 1 <= number <= 65535:
+        raise Unfit(f"expected a port from 1 to 65535, found {number}")
+    if path.startswith("?"):
+        path = "/" + path
+    return Target(scheme, host.strip("[]"), number, path or ("" if scheme == "tcp" else "/"))

@@ -1,0 +1,237 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kinds of value that a field can take.
+
+A kind checks one value and gives its canonical form, so that two spellings of the same thing are equal for the plan: `"10s"` and
+`10000` are one duration, `"a"` and `["a"]` one list of files. A value that does not fit raises `Unfit` with what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from . import checks, placeholders, words
+from .problems import Unfit, nearest
+
+SIGNALS = frozenset(
+    [
+        "ABRT",
+        "ALRM",
+        "BUS",
+        "CHLD",
+        "CONT",
+        "FPE",
+        "HUP",
+        "ILL",
+        "INT",
+        "IO",
+        "KILL",
+        "PIPE",
+        "PROF",
+        "PWR",
+        "QUIT",
+        "SEGV",
+        "STKFLT",
+        "STOP",
+        "SYS",
+        "TERM",
+        "TRAP",
+        "TSTP",
+        "TTIN",
+        "TTOU",
+        "URG",
+        "USR1",
+        "USR2",
+        "VTALRM",
+        "WINCH",
+        "XCPU",
+        "XFSZ",
+    ]
+)
+U32, U64 = 2**32 - 1, 2**64 - 1
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # in arguments and environments, and in UTF-8
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field takes: `check(value) -> canonical value`, and how the docs and Ansible call it."""
+
+    words: str  # "a text", "milliseconds": completes "expected …"
+    check: Callable[[Any], Any]
+    ansible: str = "str"  # the type of the module option
+    elements: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+def _of(value: Any) -> str:
+    """A value's type in the words of TOML; never the value itself, which may be a secret."""
+    names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table"}
+    return names.get(type(value), "a " + type(value).__name__)
+
+
+def _expected(what: str, value: Any) -> Unfit:
+    return Unfit(f"expected {what}, found {_of(value)}")
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _expected("a string", value)
+    if _UNUSABLE.search(value):
+        raise Unfit("expected a text without NUL characters and half surrogate pairs")
+    return str(value)
+
+
+def _placed_text(value: Any) -> str:
+    placeholders.used(text(value))
+    return text(value)
+
+
+def _filled_text(value: Any) -> str:
+    if not text(value).strip():
+        raise Unfit("expected a text, found an empty one")
+    return text(value)
+
+
+def _command(value: Any) -> str:
+    words.split(_placed_text(value))
+    return text(value)
+
+
+def _environment(value: Any, check: Callable[[Any], str] = _placed_text) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _expected("a table of strings", value)
+    result = {}
+    for key in sorted(value, key=str):
+        if not isinstance(key, str) or not key or "=" in key or _UNUSABLE.search(key):
+            raise Unfit("expected variable names that are texts, not empty, and without = in them")
+        if not isinstance(value[key], str):
+            raise Unfit(f"{key}: expected a string, found {_of(value[key])}; put the value in quotes")
+        try:
+            result[str(key)] = check(value[key])
+        except Unfit as unfit:
+            raise Unfit(f"{key}: {unfit}") from None
+    return result
+
+
+def _secrets(value: Any) -> dict[str, str]:
+    """As `env`, but literal: a password may contain `@{`, and no message may quote it."""
+    return _environment(value, text)
+
+
+def _overlays(value: Any) -> dict[str, dict[str, str]]:
+    if not isinstance(value, Mapping):
+        raise _expected("a table of tables", value)
+    return {text(name): _environment(value[name]) for name in sorted(value, key=str)}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _expected("an array of strings", value)
+    return tuple(text(item) for item in value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(sorted(set(_texts(value))))
+
+
+def _files(value: Any) -> tuple[str, ...]:
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, (list, tuple)):
+        raise _expected("a string or an array of strings", value)
+    return tuple(_filled_text(item) for item in listed)
+
+
+def _integer(value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _expected("a whole number", value)
+    if not least <= value <= most:
+        raise Unfit(f"expected a whole number from {least} to {most}, found {value}")
+    return int(value)
+
+
+def _exit_codes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _expected("an array of whole numbers", value)
+    return tuple(sorted({_integer(item, -(2**31), 2**31 - 1) for item in value}))
+
+
+def _instances(value: Any) -> Any:
+    """`"max"`, a count, or a negative number: all CPUs but so many. 0 and 1 are the same, one instance with the plain name."""
+    if value == "max":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _expected('a whole number or "max"', value)
+    if not -1024 <= value <= 100_000:
+        raise Unfit(f"expected a whole number from -1024 to 100000, found {value}")
+    return 1 if value == 0 else int(value)
+
+
+def _signal(value: Any) -> str:
+    name = text(value).upper()
+    name = name[3:] if name.startswith("SIG") else name
+    if name not in SIGNALS:
+        meant = nearest(name, SIGNALS)
+        raise Unfit(
+            f"expected a signal such as SIGTERM, found {value!r}" + (f"; did you mean SIG{meant}?" if meant else "")
+        )
+    return "SIG" + name
+
+
+def duration(value: Any, unit_ms: int) -> Any:
+    """A time in the field's own unit (`unit_ms` milliseconds), from a number in that unit or from a text such as `"10s"`.
+
+    A fraction of the unit is a float: `"500ms"` is 0.5 seconds, and 0.5 is accepted as well, being what goes over the wire.
+    """
+    number = value
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is None:
+            raise Unfit('expected a time such as "250ms", "10s" or "5m"')
+        number = float(found.group(1)) * _UNITS_MS[found.group(2)] / unit_ms
+    if isinstance(number, float):
+        if not 0 <= number <= U64:  # true of NaN as well
+            raise Unfit("expected a time that is not negative and not beyond all measure")
+        return int(number) if number.is_integer() else number
+    return _integer(number, 0, U64)
+
+
+def _url(value: Any) -> str:
+    checks.parse(placeholders.expand(_placed_text(value), placeholders.Scope(0, 1, "process", "name", "project")))
+    return text(value)
+
+
+def _choice(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if text(value) not in allowed:
+            raise Unfit(f"expected one of {', '.join(allowed)}, found {value!r}")
+        return text(value)
+
+    return check
+
+
+def one_of(*allowed: str) -> Kind:
+    return Kind("one of " + ", ".join(allowed), _choice(*allowed), choices=allowed)
+
+
+TEXT = Kind("a text", _filled_text)
+COMMAND = Kind("a program and its arguments (no shell)", _command)
+PATH = Kind("a path", _filled_text)
+FILES = Kind("a path or a list of paths", _files, "list", "str")
+NAMES = Kind("a list of process names", _names, "list", "str")
+ENVIRONMENT = Kind("a table of texts", _environment, "dict")
+SECRETS = Kind("a table of texts", _secrets, "dict")
+OVERLAYS = Kind("a table of tables of texts", _overlays, "dict")
+INSTANCES = Kind('a whole number, "max", or a negative number (all CPUs but so many)', _instances)
+COUNT = Kind("a whole number", lambda value: _integer(value, 0, U32), "int")
+EXIT_CODES = Kind("a list of exit codes", _exit_codes, "list", "int")
+SIGNAL = Kind("the name of a signal", _signal)
+MILLISECONDS = Kind('milliseconds, or a time such as "10s"', lambda value: duration(value, 1))
+SECONDS = Kind('seconds, or a time such as "2m"', lambda value: duration(value, 1000))
+URL = Kind("http://…, https://… or tcp://host:port", _url)

@@ -1,0 +1,299 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan: what leads from the instances that there are to those that definitions ask for.
+
+`plan(desired, actual)` is a pure function. The agent walks its result, check mode prints it, and a host without an agent is planned
+for against nothing, so that a prediction and a run cannot differ: they are the same list of changes.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import graph
+from .definition import FIELDS, Definition, Effect, Field, uses_count
+from .problems import DefinitionError, Problem
+
+MASK = "********"
+
+
+class State(str, enum.Enum):
+    """What a request wants of the processes that it names."""
+
+    PRESENT = "present"  # run as defined
+    STOPPED = "stopped"
+    RESTARTED = "restarted"
+    ABSENT = "absent"
+
+
+class Action(str, enum.Enum):
+    """What happens to one instance; everything but NONE is a change."""
+
+    NONE = "none"
+    CREATED = "created"
+    STARTED = "started"
+    UPDATED = "updated"  # live, the process goes on
+    RESTARTED = "restarted"  # because it was asked for
+    ROLLED = "rolled"  # replaced, because its definition changed
+    STOPPED = "stopped"
+    REMOVED = "removed"
+    FAILED = "failed"  # only in results: the change did not succeed
+
+
+@dataclass(frozen=True)
+class FieldChange:
+    """One field, or one key of a table field (`env.PORT`), that differs. None is absence; secrets are masked already."""
+
+    field: str
+    before: Any
+    after: Any
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Actual:
+    """An instance as the agent sees it. On the host, `definition` is the one that it was last started with or updated to."""
+
+    name: str
+    process: str
+    number: int
+    project: str | None  # None: started by hand, owned by nobody
+    definition: Definition
+    count: int
+    up: bool  # runs, or has ended as it should have; false also while it waits to be restarted after a failure
+    wanted: bool  # not stopped on purpose
+    status: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of the plan: an instance and what is to happen to it."""
+
+    name: str
+    process: str
+    number: int
+    count: int
+    action: Action
+    definition: Definition  # what it shall run as; of one that is removed, what it ran as
+    reason: str = ""
+    changes: tuple[FieldChange, ...] = ()
+    before: Definition | None = None  # what it runs as now, where it exists
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows, unchanged instances included, in the order in which they are reported: by dependency, name and number.
+
+    What is removed comes last, dependents first.
+    """
+
+    rows: tuple[Change, ...]
+    definitions: Mapping[str, Definition]  # of the whole project, once the plan is carried out
+    state: State = State.PRESENT
+
+    @property
+    def changed(self) -> bool:
+        return any(row.action is not Action.NONE for row in self.rows)
+
+
+def plan(
+    project: str | None,
+    desired: Mapping[str, Definition],
+    actual: Sequence[Actual],
+    *,
+    cpus: int,
+    current: Mapping[str, Definition] | None = None,
+    state: State = State.PRESENT,
+    prune: bool = True,
+    only: Collection[str] | None = None,
+) -> Plan:
+    """What has to happen so that `desired` is how `project` is.
+
+    `actual` is every instance of the host; `current` the project's definitions as last applied (what `prune` compares with);
+    `cpus` resolves `instances = "max"`. With `only`, processes that it does not name are left alone, and nothing is pruned; nor is
+    anything without a project.
+    Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
+    """
+    current = current or {}
+    _check_owners(project, desired, actual)
+    if only is not None:
+        unknown = sorted(set(only) - set(desired))
+        if unknown:
+            raise DefinitionError(Problem("named in only, but not defined", table=name) for name in unknown)
+    prune = prune and only is None and project is not None  # what nobody owns is not ours to prune
+    of_process: dict[str, list[Actual]] = {}
+    for instance in actual:
+        if instance.project == project or instance.process in desired:
+            of_process.setdefault(instance.process, []).append(instance)
+    chosen = {name: definition for name, definition in desired.items() if only is None or name in only}
+    after = {**current, **chosen}
+    if prune:
+        after = dict(chosen)
+    if state is State.ABSENT:
+        gone = set(of_process) if prune else set(chosen)
+        after = {} if prune else {name: current[name] for name in sorted(current) if name not in chosen}
+        return Plan(tuple(_last(_removed(of_process, gone, "absent"), of_process)), after)
+    rows: list[Change] = []
+    for level in graph.levels(graph.of(chosen)):
+        for name in level:
+            rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus))
+    pruned = {name for name in of_process if name not in desired} if prune else set()
+    leaving = [row for row in rows if row.action is Action.REMOVED]
+    leaving += _removed(of_process, pruned, "not defined any more")
+    rows = [row for row in rows if row.action is not Action.REMOVED]
+    return Plan((*rows, *_last(leaving, of_process)), dict(sorted(after.items())))
+
+
+def instance_names(process: str, count: int) -> list[tuple[str, int]]:
+    """The instances of a process, `(name, number)`: `web` alone, or `web:0`, `web:1`, …"""
+    if count <= 1:
+        return [(process, 0)]
+    return [(f"{process}:{number}", number) for number in range(count)]
+
+
+def count_of(definition: Definition, cpus: int) -> int:
+    """How many instances `definition` asks for on a host with so many CPUs: at least one."""
+    wanted = definition.instances
+    if not isinstance(wanted, int):
+        return max(1, cpus)
+    return wanted if wanted > 0 else max(1, cpus + wanted)
+
+
+def differences(before: Definition, after: Definition) -> tuple[FieldChange, ...]:
+    """The fields of an instance that differ (the number of instances is none of its own fields), in the table's order."""
+    found: list[FieldChange] = []
+    secret = _Secrets(before, after)
+    for row in FIELDS.values():
+        old, new = getattr(before, row.name), getattr(after, row.name)
+        if old == new or row.effect is Effect.INSTANCES:
+            continue
+        if isinstance(old, Mapping):
+            for key in sorted({*old, *new}):
+                one, other = old.get(key), new.get(key)
+                if one != other:
+                    one, other = secret.masked(row, key, one), secret.masked(row, key, other)
+                    found.append(FieldChange(f"{row.name}.{key}", one, other, row.effect))
+        else:
+            found.append(FieldChange(row.name, _plain(old), _plain(new), row.effect))
+    return tuple(found)
+
+
+class _Secrets:
+    """What two definitions keep secret: also the value of a variable that was in `env` and is in `secrets` now."""
+
+    def __init__(self, *definitions: Definition) -> None:
+        tables = [getattr(one, row.name) for one in definitions for row in FIELDS.values() if row.masked]
+        self._names = {name for table in tables for name in table}
+        self._values = {value for table in tables for value in table.values()}
+
+    def masked(self, row: Field, key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self.masked(row, name, one) for name, one in value.items()}
+        if value is not None and (row.masked or key in self._names or value in self._values):
+            return MASK
+        return value
+
+
+def _process_rows(definition: Definition, existing: list[Actual], state: State, cpus: int) -> list[Change]:
+    count = count_of(definition, cpus)
+    found = {instance.name: instance for instance in existing}
+    before = len(existing)
+    scaled = f"instances: {before} -> {count}" if existing and before != count else ""
+    surplus_reason = scaled or f"not one of {count}"
+    rows = []
+    for name, number in instance_names(definition.name, count):
+        instance = found.pop(name, None)
+        if instance is None:
+            rows.append(Change(name, definition.name, number, count, Action.CREATED, definition, scaled or "new"))
+        else:
+            rows.append(_kept(instance, definition, count, state, scaled))
+    for name in sorted(found, key=lambda left: found[left].number):
+        surplus = found[name]
+        rows.append(
+            Change(
+                name, surplus.process, surplus.number, surplus.count, Action.REMOVED, surplus.definition, surplus_reason
+            )
+        )
+    return rows
+
+
+def _kept(instance: Actual, definition: Definition, count: int, state: State, scaled: str) -> Change:
+    """The row of an instance that exists and is to stay."""
+    changes = differences(instance.definition, definition)
+    action, reason = Action.NONE, ""
+    replaced = any(change.effect is Effect.RESTART for change in changes)
+    recounted = instance.count != count and (uses_count(definition) or uses_count(instance.definition))
+    if state is State.STOPPED:
+        if instance.wanted:
+            action, reason = Action.STOPPED, "asked for"
+        elif changes:
+            action = Action.UPDATED
+    elif not instance.wanted:
+        action, reason = Action.STARTED, "was stopped"
+    elif replaced or recounted:
+        action, reason = Action.ROLLED, ""
+        if not replaced:
+            reason = scaled or f"instances: {instance.count} -> {count}"
+    elif state is State.RESTARTED:
+        action, reason = Action.RESTARTED, "asked for"
+    elif not instance.up:
+        action, reason = Action.STARTED, f"was {instance.status}"
+    elif changes:
+        action = Action.UPDATED
+    # An instance that goes on keeps the count it was started with: PM3_INSTANCE_COUNT in its environment cannot change.
+    told = instance.count if action in (Action.NONE, Action.UPDATED, Action.STOPPED) else count
+    if told != count and instance.wanted and action is not Action.STOPPED:
+        reason = f"keeps PM3_INSTANCE_COUNT={told} until its next start"
+    return Change(
+        instance.name, instance.process, instance.number, told, action, definition, reason, changes, instance.definition
+    )
+
+
+def _removed(of_process: Mapping[str, list[Actual]], gone: Collection[str], reason: str) -> list[Change]:
+    return [
+        Change(one.name, one.process, one.number, one.count, Action.REMOVED, one.definition, reason)
+        for name in sorted(gone)
+        for one in sorted(of_process.get(name, []), key=lambda one: one.number)
+    ]
+
+
+def _last(removals: Sequence[Change], of_process: Mapping[str, list[Actual]]) -> list[Change]:
+    """Removals in order: dependents first, by the definitions that everything runs as now."""
+    dependencies = {
+        name: [graph.base(other) for instance in instances for other in instance.definition.depends_on]
+        for name, instances in of_process.items()
+    }
+    place = {name: level for level, names in enumerate(graph.levels(dependencies)) for name in names}
+    return sorted(removals, key=lambda row: (-place[row.process], row.process, row.number))
+
+
+def _check_owners(project: str | None, desired: Mapping[str, Definition], actual: Sequence[Actual]) -> None:
+    owners = {
+        one.process: one.project for one in actual if one.process in desired and one.project not in (None, project)
+    }
+    if owners:
+        raise DefinitionError(
+            Problem(f"belongs to project {owners[name]}; rename it, or remove it there first", table=name)
+            for name in sorted(owners)
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def said(value: Any) -> str:
+    """A value of a definition the way a person would write it."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):
+        return "[" + ", ".join(said(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {said(item)}" for key, item in value.items()) + "}"
+    # As in TOML, on one line whatever is in it.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,70 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is wrong with a definition, said so that the reader can mend it.
+
+Checks never stop at the first mistake: each one becomes a `Problem`, and whoever loads definitions raises them together as one
+`DefinitionError`. Nothing here (or in any message) repeats the text of a line or the value of a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is and what was expected there."""
+
+    message: str
+    file: str | None = None
+    table: str | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        table = f"[{self.table}]" if self.table is not None else None
+        place = " ".join(part for part in (table, self.field) if part)
+        return ": ".join(part for part in (self.file, place, self.message) if part)
+
+
+class DefinitionError(Exception):
+    """Definitions that cannot be used, with all their problems (never none)."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def located(self, file: str) -> DefinitionError:
+        """The same problems, said to be in `file`."""
+        return DefinitionError(replace(problem, file=file) for problem in self.problems)
+
+
+class Unfit(ValueError):
+    """A value that a field cannot take; the text says what the field expects instead."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be, or None.
+
+    Same letters but for at most a third of them, by edit distance; ties go to the first in alphabetical order.
+    """
+    best: str | None = None
+    least = max(1, len(word) // 3) + 1
+    for candidate in sorted(known):
+        distance = _edits(word, candidate, least)
+        if distance < least:
+            best, least = candidate, distance
+    return best
+
+
+def _edits(one: str, other: str, limit: int) -> int:
+    """Levenshtein distance, or `limit` where it is at least that."""
+    if abs(len(one) - len(other)) >= limit:
+        return limit
+    row: list[int] = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, against in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (letter != against))
+    return min(row[-1], limit)

@@ -1,0 +1,73 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Result rows: what a request says of each instance, and the ready lines that people read.
+
+The shape is the contract of DESIGN: the agent makes rows, modules return them, the callback and `pm3 apply` print `report`. It is
+the same in success, failure and check mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .plan import MASK, Action, Change, FieldChange, said
+
+Row = dict[str, Any]
+
+
+def row(change: Change, status: str, pid: int | None = None, restarts: int = 0) -> Row:
+    """A change as a result row, as if it had succeeded."""
+    return {
+        "name": change.name,
+        "process": change.process,
+        "action": change.action.value,
+        "changed": change.action is not Action.NONE,
+        "status": status,
+        "pid": pid,
+        "restarts": restarts,
+        "reason": change.reason,
+        "changes": [_field(field) for field in change.changes],
+        "log_tail": [],
+    }
+
+
+def failed(made: Row, reason: str, log_tail: Sequence[str] = ()) -> Row:
+    """The row of a change that did not succeed. `changed` stays: something was touched."""
+    return {**made, "action": Action.FAILED.value, "reason": reason, "log_tail": list(log_tail)}
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """`text` with the exact value of every secret covered. An empty secret has nothing to cover."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if secret:
+            text = text.replace(secret, MASK)
+    return text
+
+
+def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    counts = {"ok": 0, "changed": 0, "failed": 0}
+    for one in rows:
+        counts["failed" if one["action"] == Action.FAILED.value else "changed" if one["changed"] else "ok"] += 1
+    return counts
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per instance: name, action, status, why; the last output of a failed one below its line."""
+    width = max((len(one["name"]) for one in rows), default=0)
+    lines = []
+    for one in rows:
+        action = "ok" if one["action"] == Action.NONE.value else one["action"]
+        why = "; ".join([one["reason"]] * bool(one["reason"]) + [_line(change) for change in one["changes"]])
+        lines.append(f"{one['name']:<{max(width, 10)}}  {action:<9}  {one['status']:<9}  {why}".rstrip())
+        lines.extend(f"    | {text}" for text in one["log_tail"])
+    return lines
+
+
+def _field(change: FieldChange) -> dict[str, Any]:
+    return {"field": change.field, "before": change.before, "after": change.after, "effect": change.effect.value}
+
+
+def _line(change: Mapping[str, Any]) -> str:
+    return f"{change['field']}: {said(change['before'])} -> {said(change['after'])}"
