@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env python
 """The fleet bench: boots real hosts on one machine, for the tests in this folder and for trying things by hand.
 
 A host has systemd as pid 1, sshd, an address and a disk of its own, and can be rebooted; twenty of them are up in seconds. All of it

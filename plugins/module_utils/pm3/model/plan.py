@@ -137,7 +137,7 @@ def plan(
     if state is State.ABSENT:
         gone = set(of_process) if prune else set(chosen)
         after = {} if prune else {name: current[name] for name in sorted(current) if name not in chosen}
-        return Plan(tuple(_last(_removed(of_process, gone, "absent"), of_process)), after)
+        return Plan(tuple(_last(_removed(of_process, gone, "absent"), of_process)), after, state)
     rows: list[Change] = []
     for level in graph.levels(graph.of(chosen)):
         for name in level:
@@ -146,7 +146,7 @@ def plan(
     leaving = [row for row in rows if row.action is Action.REMOVED]
     leaving += _removed(of_process, pruned, "not defined any more")
     rows = [row for row in rows if row.action is not Action.REMOVED]
-    return Plan((*rows, *_last(leaving, of_process)), dict(sorted(after.items())))
+    return Plan((*rows, *_last(leaving, of_process)), dict(sorted(after.items())), state)
 
 
 def instance_names(process: str, count: int) -> list[tuple[str, int]]:
@@ -189,7 +189,7 @@ class _Secrets:
     def __init__(self, *definitions: Definition) -> None:
         tables = [getattr(one, row.name) for one in definitions for row in FIELDS.values() if row.masked]
         self._names = {name for table in tables for name in table}
-        self._values = {value for table in tables for value in table.values()}
+        self._values = {value for table in tables for value in table.values() if value}
 
     def masked(self, row: Field, key: str, value: Any) -> Any:
         if isinstance(value, Mapping):

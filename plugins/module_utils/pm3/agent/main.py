@@ -1,0 +1,320 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent's own life: it takes the data dir, takes over what an earlier agent left, serves, and ends in one of three ways.
+
+An orderly end (SIGTERM, `kill`) stops every instance first. An upgrade in place (SIGHUP) becomes the version that is installed now
+by execve: same pid, same children, same descriptors. And any other death leaves every instance running for the next agent to adopt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from .. import VERSION
+from ..model import machine
+from ..model.machine import End
+from ..wire import messages, paths
+from . import cells, descriptors, spawn, walks
+from .cells import Cells
+from .keeper import ENDS_NAME, ends
+from .loop import READ, Loop
+from .output import Pumps
+from .requests import Requests
+from .server import Server
+from .store import Store, StoreError
+from .supervisor import Supervisor
+from .tasks import Steps, Task
+
+_LOCK, _LISTEN = "agent-lock", "agent-listen"  # hyphens, so that no spawn id is ever the same
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_CHECK_SECONDS = 30  # in which a new version must show that it can run
+
+
+def main(data_dir: str) -> int:
+    """Runs the agent of a data dir until it ends; gives its exit status."""
+    try:
+        return Agent(data_dir).run()
+    except (StoreError, OSError) as error:
+        diagnose(f"cannot run: {error}")
+        return 1
+
+
+def diagnose(text: str) -> None:
+    """To standard error, which is the journal under systemd and agent.log under a keeper."""
+    try:
+        sys.stderr.write(f"pm3: {text}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # a full disk is no reason to stop supervising
+
+
+class Agent:
+    def __init__(self, data_dir: str) -> None:
+        self._data_dir = data_dir
+        self._scope = paths.scope(data_dir)
+        self._identity = _identity()  # now: the link `current` may come to name another version while we run
+        self._inherited = descriptors.inherited()
+        self._seen = self._inherited.pop(ENDS_NAME, [])  # what a keeper lets us see of ends that nobody else saw
+        self._make_folders()
+        self._lock = self._take_lock()
+        _become_subreaper()
+        spawn.raise_limit()
+        self._loop = Loop(on_error=_on_error)
+        address = os.environ.get("NOTIFY_SOCKET")
+        self._manager_kind = "keeper" if self._seen else "systemd" if address else "none"
+        self._manager = descriptors.ServiceManager(address)
+        self._store = Store(self._path("store.sqlite"))
+        self._pumps = Pumps(self._loop, self._path("run"))
+        self._cells = Cells(self._loop, cells.find_root())
+        self._boot = _boot_id()
+        self._supervisor = Supervisor(
+            self._loop,
+            self._store,
+            self._pumps,
+            self._cells,
+            self._manager,
+            self._path("logs"),
+            self._path("run"),
+            self._boot,
+            self._unseen,
+            diagnose,
+        )
+        self._requests = Requests(self._supervisor, self._hello, self._shut_down)
+        self._server: Server | None = None
+        self._ending = False
+        self._status = 0
+
+    def run(self) -> int:
+        self._listen_to_signals()
+        fresh = self._store.get("boot") != self._boot or self._store.get("ended") == "orderly"
+        listener = self._inherited.pop(_LISTEN, [None])[0]
+        self._manager.account(self._inherited)
+        self._supervisor.restore(self._store.instances(), self._inherited)
+        self._store.set("boot", self._boot)
+        self._store.set("ended", "")
+        if fresh:
+            self._start_all()
+        self._server = Server(
+            self._loop, paths.socket(self._data_dir), self._requests.handle, _on_error, self._group(), listener
+        )
+        self._write_pid()
+        self._manager.tell("READY=1")
+        self._feed_watchdog()
+        self._loop.run()
+        return self._status
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._data_dir, name)
+
+    # Coming up
+
+    def _make_folders(self) -> None:
+        system = self._scope == "system"
+        os.makedirs(self._data_dir, 0o755 if system else 0o700, exist_ok=True)
+        os.makedirs(self._path("run"), 0o700, exist_ok=True)
+        os.makedirs(self._path("logs"), 0o750, exist_ok=True)
+        group = self._group()
+        if group is not None:
+            os.chown(self._path("logs"), -1, group)
+        os.chdir("/")
+
+    def _take_lock(self) -> int:
+        """The lock of the data dir, waited for: whoever holds it is ending, or is a child that has not yet executed its program."""
+        kept = self._inherited.pop(_LOCK, [])
+        if kept:
+            return kept[0]
+        lock = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            diagnose(f"daemon is already running (pid {holder}); waiting for it to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        return lock
+
+    def _group(self) -> int | None:
+        """The admin group of a system-wide agent: its members may use it like root."""
+        if self._scope != "system":
+            return None
+        try:
+            return grp.getgrnam(os.environ.get("PM3_ADMIN_GROUP", paths.GROUP)).gr_gid
+        except KeyError:
+            return None
+
+    def _unseen(self) -> dict[tuple[int, int], End]:
+        """How instances that are not our children ended, by pid and start time, as the keeper has seen it."""
+        return {identity: spawn.from_wait_status(status) for fd in self._seen for identity, status in ends(fd).items()}
+
+    def _write_pid(self) -> None:
+        with open(self._path("pm3.pid"), "w", encoding="ascii") as file:
+            file.write(str(os.getpid()))
+
+    def _start_all(self) -> None:
+        """After a boot, or after an orderly end: everything that is wanted, in order."""
+        wanted = [one for one in self._supervisor.instances.values() if one.wanted and walks.rests(one)]
+        Task(walks.start_in_order(self._supervisor, wanted, machine.Start())).start()
+
+    # News
+
+    def _listen_to_signals(self) -> None:
+        read, write = os.pipe()
+        for fd in (read, write):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _noted)
+        if self._cells.root is None:
+            signal.signal(signal.SIGCHLD, _noted)
+
+        def news() -> None:
+            numbers = set(os.read(read, 4096))
+            if signal.SIGCHLD in numbers:
+                self._supervisor.reap_orphans()
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                self._shut_down()
+            if signal.SIGHUP in numbers:
+                self._upgrade()
+
+        self._loop.watch(read, READ, news)
+
+    def _feed_watchdog(self) -> None:
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000
+        if interval:
+            self._manager.tell("WATCHDOG=1")
+            self._loop.after(interval, self._feed_watchdog)
+
+    def _hello(self) -> dict[str, Any]:
+        instances = self._supervisor.instances.values()
+        return {
+            "type": "hello",
+            "version": VERSION,
+            "identity": self._identity,
+            "protocol": messages.PROTOCOL,
+            "pid": os.getpid(),
+            "data_dir": self._data_dir,
+            "scope": self._scope,
+            "manager": self._manager_kind,
+            "instances": {"total": len(instances), "running": sum(one.pid is not None for one in instances)},
+            "features": {"cgroup": self._cells.root is not None, "pidfd": True},
+        }
+
+    # Ending
+
+    def _shut_down(self) -> None:
+        """The orderly end: nobody can ask for anything more, then all instances stop, dependents first."""
+        if self._ending:
+            return
+        self._ending = True
+        if self._server is not None:
+            self._server.close()
+        self._manager.tell("STOPPING=1")
+        Task(self._stop_all()).start()
+
+    def _stop_all(self) -> Steps:
+        instances = list(self._supervisor.instances.values())
+        longest = sum(max(one.life.policy.kill_timeout for one in level) + 15 for level in walks.levels_of(instances))
+        self._manager.tell(f"EXTEND_TIMEOUT_USEC={int(longest * 1_000_000)}")
+        yield from walks.stop_in_order(self._supervisor, instances)
+        for instance in instances:
+            if instance.project is None and walks.rests(instance):
+                self._supervisor.remove(instance)
+        self._supervisor.flush()
+        self._store.set("ended", "orderly")
+        self._store.close()
+        self._pumps.close()
+        _unlink(self._path("pm3.pid"))
+        self._loop.stop()
+
+    def _upgrade(self) -> None:
+        """Becomes the version that is installed now, when that can run at all. The check is another process, in another thread."""
+        if self._ending:
+            return
+        command = [sys.executable, "-I", "-S", os.path.join(_package(), "__main__.py")]
+
+        def check() -> None:
+            try:
+                ran = subprocess.run(  # pylint: disable=ansible-bad-function
+                    [*command, "--version"], capture_output=True, timeout=_CHECK_SECONDS, check=False
+                )
+                wrong = ran.stderr.decode("utf-8", "replace").strip() if ran.returncode else ""
+            except (OSError, subprocess.TimeoutExpired) as error:
+                wrong = str(error)
+            if wrong:
+                self._loop.from_thread(lambda: diagnose(f"not upgraded, the installed version cannot run: {wrong}"))
+            else:
+                self._loop.from_thread(lambda: self._become([*command, "--daemon"]))
+
+        threading.Thread(target=check, daemon=True).start()
+
+    def _become(self, command: list[str]) -> None:
+        if self._ending or self._server is None:
+            return
+        self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * 1_000_000)}")
+        self._supervisor.flush()
+        self._pumps.close()
+        kept = {
+            **self._supervisor.handles(),
+            _LOCK: [self._lock],
+            _LISTEN: [self._server.fileno()],
+            ENDS_NAME: self._seen,
+        }
+        self._store.close()
+        variables = descriptors.hand_over(kept)
+        try:
+            os.execve(command[0], command, {**os.environ, **variables, "PM3_DATA_DIR": self._data_dir})
+        except OSError as error:
+            # Nothing was touched that a new start of ourselves would not find again: the manager does that.
+            descriptors.take_back(kept, variables)
+            diagnose(f"cannot become the installed version: {error}")
+            self._status = 1
+            self._loop.stop()
+
+
+def _noted(_number: int, _frame: Any) -> None:
+    """Signals are handled on the loop, by way of the wake-up descriptor."""
+
+
+def _on_error(error: BaseException) -> None:
+    diagnose("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+
+
+def _become_subreaper() -> None:
+    """Without cells, what an instance left behind must come to us when its parent ends, and not to init."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _package() -> str:
+    """Our folder, by the name under which we were started: through the link `current` that is the version installed now."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _identity() -> str | None:
+    """The hash that names an installed version; None when we run from source."""
+    folder = os.path.basename(os.path.dirname(os.path.realpath(_package())))
+    return folder if re.fullmatch(r"[0-9a-f]{16}", folder) else None
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,179 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What programs write: a FIFO for each stream of each spawn, and the pump that empties them into log files.
+
+The child opens the FIFO for reading *and* writing, so that it never lacks a reader: it can outlive the agent, waiting at worst for
+room in the pipe. The agent holds a read end only, or it would never see the end of file. A FIFO's content vanishes with its last
+opener, so whoever re-executes the agent keeps `Streams.read_fds` open across that (they stay open after `Pumps.close`), and a
+service manager gets copies of them before the spawn.
+
+Owns the FIFOs in the run folder. The moving itself is pump.py, in a thread of its own; everything here is called from the loop's.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Callable
+
+from .loop import Callback, Loop
+from .pump import Pump, Stream
+
+_ENDINGS = (".out", ".err")
+
+
+class Streams:
+    """stdout and stderr of one spawn. The descriptors are ours to read; after `Pumps.drain` they are closed and gone."""
+
+    __slots__ = ("_fresh", "_paths", "read_fds", "spawn_id", "streams")
+
+    def __init__(self, spawn_id: str, paths: tuple[str, str], read_fds: tuple[int, int], fresh: bool) -> None:
+        self.spawn_id = spawn_id
+        self.read_fds = read_fds
+        self.streams = (Stream(read_fds[0]), Stream(read_fds[1]))
+        self._paths = paths
+        self._fresh = fresh
+
+    @property
+    def lost(self) -> tuple[int, int]:
+        """Bytes of stdout and of stderr that were thrown away because their log could not be written."""
+        return self.streams[0].lost, self.streams[1].lost
+
+    def open_write(self) -> tuple[int, int]:
+        """The child's ends. Close them right after the spawn: while anybody but the child has one, there is no end of file."""
+        first = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return first, os.open(self._paths[1], os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            os.close(first)
+            raise
+
+    def fill(self, logs: tuple[str, str], on_error: Callable[[str], None]) -> None:
+        for stream, path in zip(self.streams, logs):
+            # UTF-8 whatever the locale, so that a log has one name under every agent.
+            stream.fill(path.encode("utf-8", "surrogateescape"), self._fresh, on_error)
+
+    def unlink(self) -> None:
+        _unlink(self._paths)
+
+
+class Pumps:
+    def __init__(self, loop: Loop, run_folder: str) -> None:
+        self._loop = loop
+        self._folder = run_folder
+        self._pump = Pump(loop)
+
+    def prepare(self, spawn_id: str, owner: tuple[int, int] | None) -> Streams:
+        """Makes the FIFOs of a spawn that is to come, for the user and group `owner` (None: our own), and opens our ends."""
+        paths = self._paths(spawn_id)
+        opened: list[int] = []
+        try:
+            for path in paths:
+                _make(path)
+                opened.append(_open_read(path))
+                if owner is not None:
+                    os.chown(path, owner[0], owner[1])
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            _unlink(paths)
+            raise
+        return Streams(spawn_id, paths, (opened[0], opened[1]), fresh=True)
+
+    def reopen(self, spawn_id: str, fds: tuple[int, int] | None) -> Streams | None:
+        """The streams of a spawn of an earlier agent, from the descriptors that were kept of it or else by their path.
+
+        None: there are none any more, everything had been drained.
+        """
+        paths = self._paths(spawn_id)
+        if fds is not None:
+            for fd in fds:
+                os.set_blocking(fd, False)
+                os.set_inheritable(fd, False)
+            return Streams(spawn_id, paths, fds, fresh=False)
+        opened: list[int] = []
+        try:
+            for path in paths:
+                opened.append(_open_read(path))
+        except FileNotFoundError:  # both are drained before the first is unlinked
+            for fd in opened:
+                os.close(fd)
+            _unlink(paths)
+            return None
+        return Streams(spawn_id, paths, (opened[0], opened[1]), fresh=False)
+
+    def attach(self, streams: Streams, logs: tuple[str, str], on_error: Callable[[str], None]) -> None:
+        """From now on output goes to the end of these files, which are made where they are missing.
+
+        `on_error` gets one sentence per stream when its log cannot be written, and again only after it could be in between. Until
+        then the program goes on, and its output is thrown away (`Streams.lost`).
+        """
+        streams.fill(logs, lambda message: self._loop.from_thread(partial(on_error, message)))
+        self._pump.attach(streams.streams)
+
+    def drain(self, streams: Streams, done: Callback) -> None:
+        """Everything of the spawn is dead: moves what is left in the FIFOs, closes and removes them, then calls `done`.
+
+        For streams that were never attached: only closes and removes them.
+        """
+
+        def drained() -> None:
+            streams.unlink()
+            self._loop.from_thread(done)
+
+        self._pump.drain(streams.streams, drained)
+
+    def close(self) -> None:
+        """Ends the thread. What is in a FIFO stays there, and our read ends stay open: the agent is going to be re-executed."""
+        self._pump.close()
+
+    def _paths(self, spawn_id: str) -> tuple[str, str]:
+        first, second = (os.path.join(self._folder, spawn_id + ending) for ending in _ENDINGS)
+        return first, second
+
+
+def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024) -> list[str]:
+    """The newest `lines` lines of a log, as far as its last `limit_bytes` hold them; a line without its end yet is one too.
+
+    Bytes that are no UTF-8 are replaced. Of a single line longer than the limit, the end is given. No such file: no lines.
+    """
+    try:
+        fd = os.open(path.encode("utf-8", "surrogateescape"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        begin = max(0, os.fstat(fd).st_size - limit_bytes)
+        # One byte more tells whether the first line begins here or earlier.
+        found = os.pread(fd, limit_bytes + 1, begin - 1) if begin else b"\n" + os.pread(fd, limit_bytes, 0)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    before, __, text = found.partition(b"\n")
+    if not text:
+        text = before[-limit_bytes:]
+    ended = text[:-1] if text.endswith(b"\n") else text
+    if not text or lines <= 0:
+        return []
+    return [line.decode("utf-8", "replace").rstrip("\r") for line in ended.split(b"\n")[-lines:]]
+
+
+def _make(path: str) -> None:
+    try:
+        os.mkfifo(path, 0o600)
+    except FileExistsError:  # left by a spawn that a crash forestalled
+        os.unlink(path)
+        os.mkfifo(path, 0o600)
+
+
+def _open_read(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _unlink(paths: tuple[str, str]) -> None:
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass

@@ -1,0 +1,170 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bringing processes into the world, and learning how they left it. Owns fork, exec and wait.
+
+Every instance starts in a session of its own, through a small `sh` that does what must happen between fork and exec (enter the
+cell, take the limit of open files back to what the agent was given) and then becomes the program. That keeps us on the vfork path,
+whose cost does not grow with the agent's memory. What goes wrong in the `sh` is left in a file, so that it can never be mistaken
+for the program's own exit code, nor be lost with the agent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..model.machine import Cause, End
+
+# dash runs the EXIT trap when exec fails; bash goes on to the next line if told to, and then runs it too. PWD and the like are the
+# shell's own additions to an environment that is meant to be exactly what the definition says.
+_TRAMPOLINE = """
+cell=$1 report=$2 files=$3; shift 3
+trap 'echo >"$report"' EXIT
+[ -z "$BASH_VERSION" ] || shopt -s execfail
+[ -z "$cell" ] || echo 0 >"$cell" || exit 125
+unset PWD OLDPWD SHLVL _
+ulimit -S -n "$files" && exec "$@"
+"""
+_SHELL = "/bin/sh"
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # as we were given it, before raise_limit
+
+
+class SpawnError(Exception):
+    """The process could not be started; the text says why."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that cannot be confused with another: pids are used again, start times (in clock ticks since boot) are not."""
+
+    pid: int
+    start_time: int
+    pidfd: int
+
+
+def spawn(
+    argv: Sequence[str], env: Mapping[str, str], cwd: str, output: tuple[int, int], procs: str, report: str
+) -> Process:
+    """Starts a program. `output` are its stdout and stderr, `procs` the file by which it enters its cell ("" for none), `report`
+    the file that the trampoline leaves when it fails. Raises `SpawnError`."""
+    program = _program(argv[0], env.get("PATH", os.defpath), cwd)
+    trampoline = [_SHELL, "-c", _TRAMPOLINE, "pm3", procs, report, str(_OPEN_FILES), program, *argv[1:]]
+    try:
+        with open(os.devnull, "rb") as nothing:
+            child = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
+                trampoline,
+                stdin=nothing,
+                stdout=output[0],
+                stderr=output[1],
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
+            )
+    except (OSError, ValueError) as error:
+        raise SpawnError(f"cannot start {argv[0]}: {_reason(error)}") from error
+    # Popen must not wait for it: the status is ours to collect, and an object dropped early would reap the child.
+    child.returncode = 0
+    try:
+        return Process(child.pid, start_time(child.pid) or 0, os.pidfd_open(child.pid))
+    except OSError as error:
+        os.kill(child.pid, 9)
+        raise SpawnError(f"cannot watch {argv[0]}: {_reason(error)}") from error
+
+
+def reap(process: Process) -> End | None:
+    """How our child ended, once its pidfd is readable. None when the kernel gives its status to another: it is not our child."""
+    try:
+        info = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if info is None:
+        return None
+    return ended(
+        info.si_status if info.si_code == os.CLD_EXITED else None,
+        None if info.si_code == os.CLD_EXITED else info.si_status,
+    )
+
+
+def end_of_stranger(pidfd: int) -> End | None:
+    """How a process that is not our child ended, from a pidfd that was open before it was reaped (PIDFD_GET_INFO, Linux 6.15)."""
+    try:
+        info = fcntl.ioctl(pidfd, _PIDFD_GET_INFO, struct.pack("Q56x", _PIDFD_INFO_EXIT))
+    except OSError:
+        return None
+    mask, status = struct.unpack("Q52xi", info)
+    return from_wait_status(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+def end_of_zombie(process: Process) -> End | None:
+    """How a process ended that its own parent has not reaped yet (proc(5), the last field of stat)."""
+    stat = _stat(process.pid)
+    if stat is None or stat[0] != b"Z" or int(stat[19]) != process.start_time:
+        return None
+    return from_wait_status(int(stat[-1]))
+
+
+def from_wait_status(status: int) -> End:
+    """wait(2)'s status word."""
+    return ended(None, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else ended(os.WEXITSTATUS(status), None)
+
+
+def ended(code: int | None, by_signal: int | None) -> End:
+    return End(Cause.EXIT if by_signal is None else Cause.SIGNAL, code, by_signal)
+
+
+def failed_to_execute(report: str, end: End) -> End | None:
+    """The true end of a process of which only the trampoline ever ran; None when the program itself did. Removes the report."""
+    if end.code not in (125, 126, 127, 2):
+        return None
+    try:
+        os.unlink(report)
+    except FileNotFoundError:
+        return None
+    reasons = {126: "the program cannot be executed", 127: "the program or its interpreter does not exist"}
+    return End(Cause.SPAWN, message=reasons.get(end.code or 0, "its cgroup could not be entered"))
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when there is none (proc(5), field 22 of stat)."""
+    stat = _stat(pid)
+    return int(stat[19]) if stat is not None else None
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from the third, the state, on."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+
+
+def raise_limit() -> None:
+    """Lets the agent itself open as many files as it may: three for each instance. Its children keep what it was given."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _program(name: str, path: str, cwd: str) -> str:
+    """Where the program is, looked up as its own environment says. Raises `SpawnError`."""
+    if not os.path.isdir(cwd):
+        raise SpawnError(f"cwd {cwd} is not a directory on this host")
+    places = [cwd] if "/" in name else [os.path.join(cwd, folder) for folder in path.split(":")]
+    found = [os.path.join(place, name) for place in places if os.path.isfile(os.path.join(place, name))]
+    for program in found:
+        if os.access(program, os.X_OK):
+            return program
+    if found:
+        raise SpawnError(f"cannot start {name}: {found[0]} is not executable")
+    raise SpawnError(f"cannot start {name}: not found" + ("" if "/" in name else f" in PATH {path}"))
+
+
+def _reason(error: BaseException) -> str:
+    return (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)).lower()

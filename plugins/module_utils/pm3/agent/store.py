@@ -1,0 +1,265 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What must not be forgotten: one SQLite file in the data dir. Owns the file and its schema; decides nothing.
+
+A commit survives the agent's death without an fsync (the kernel has it), so it costs microseconds; surviving the machine's death
+takes a `checkpoint`, with which an apply ends. Definitions are kept once each, however many instances share them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..model import definition as definitions
+from ..model.definition import Definition
+from ..model.machine import After, Cause, Check, End, Life, Phase, Policy, Status
+
+SCHEMA = 1
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE definitions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, body TEXT NOT NULL, UNIQUE (name, body));
+CREATE TABLE projects (name TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE revisions (
+    project TEXT NOT NULL, revision INTEGER NOT NULL, label TEXT, at REAL NOT NULL, uid INTEGER, changed TEXT NOT NULL,
+    definitions TEXT NOT NULL, PRIMARY KEY (project, revision)
+) WITHOUT ROWID;
+CREATE TABLE instances (
+    name TEXT PRIMARY KEY, process TEXT NOT NULL, number INTEGER NOT NULL, count INTEGER NOT NULL, project TEXT,
+    definition INTEGER NOT NULL, path TEXT, wanted INTEGER NOT NULL, life TEXT NOT NULL, spawn_id TEXT NOT NULL,
+    pid INTEGER, start_time INTEGER, boot TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+_REVISIONS_KEPT = 20  # for each project
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """An instance as it is kept: enough for another agent to go on with it."""
+
+    name: str
+    process: str
+    number: int
+    count: int
+    project: str | None
+    definition: Definition
+    path: str | None  # the PATH that came with the request which started it
+    wanted: bool
+    life: Life
+    spawn_id: str  # "" before the first spawn
+    pid: int | None
+    start_time: int | None  # clock ticks since boot; with pid and boot, the identity of a process
+    boot: str
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One applied desired state of a project."""
+
+    project: str
+    revision: int
+    label: str | None
+    at: float  # seconds since the epoch
+    uid: int | None
+    changed: tuple[str, ...]  # the processes that it changed
+    definitions: Mapping[str, Definition]
+
+
+class Store:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._ids: dict[str, int] = {}  # body -> id of definitions in the file
+        self._by_id: dict[int, Definition] = {}
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"{path} cannot be read as the agent's store ({error}); move it away to begin with an empty one"
+            ) from error
+
+    def _open(self) -> sqlite3.Connection:
+        mask = os.umask(0o077)
+        try:
+            db = sqlite3.connect(self._path, isolation_level=None)
+            db.execute("PRAGMA journal_mode = WAL")
+        finally:
+            os.umask(mask)
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # it would wait for the disk on the loop
+        db.execute("PRAGMA cache_size = -512")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        elif version != SCHEMA:
+            raise StoreError(
+                f"{self._path} has schema {version}, this agent reads {SCHEMA}; install the agent that wrote it"
+            )
+        return db
+
+    def close(self) -> None:
+        self._db.close()
+
+    # Facts
+
+    def get(self, key: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else None
+
+    def set(self, key: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # Instances
+
+    def save(self, changed: Iterable[Record], removed: Iterable[str] = ()) -> None:
+        """Records instances as they are now, in one transaction."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany("DELETE FROM instances WHERE name = ?", ((name,) for name in removed))
+            self._db.executemany(
+                "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (self._columns(record) for record in changed),
+            )
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def instances(self) -> list[Record]:
+        rows = self._db.execute("SELECT * FROM instances ORDER BY name").fetchall()
+        return [self._record(row) for row in rows]
+
+    def _columns(self, record: Record) -> tuple[Any, ...]:
+        return (
+            record.name,
+            record.process,
+            record.number,
+            record.count,
+            record.project,
+            self._id(record.definition),
+            record.path,
+            record.wanted,
+            _life_text(record.life),
+            record.spawn_id,
+            record.pid,
+            record.start_time,
+            record.boot,
+        )
+
+    def _record(self, row: tuple[Any, ...]) -> Record:
+        name, process, number, count, project, body, path, wanted, life, spawn_id, pid, start_time, boot = row
+        one = self._definition(body)
+        return Record(
+            name,
+            process,
+            number,
+            count,
+            project,
+            one,
+            path,
+            bool(wanted),
+            _life(life, one),
+            spawn_id,
+            pid,
+            start_time,
+            boot,
+        )
+
+    def _id(self, definition: Definition) -> int:
+        body = json.dumps(definition.data(), sort_keys=True)
+        key = f"{definition.name}\n{body}"
+        if key not in self._ids:
+            self._db.execute("INSERT OR IGNORE INTO definitions (name, body) VALUES (?, ?)", (definition.name, body))
+            found = self._db.execute("SELECT id FROM definitions WHERE name = ? AND body = ?", (definition.name, body))
+            self._ids[key] = int(found.fetchone()[0])
+        return self._ids[key]
+
+    def _definition(self, number: int) -> Definition:
+        if number not in self._by_id:
+            name, body = self._db.execute("SELECT name, body FROM definitions WHERE id = ?", (number,)).fetchone()
+            self._by_id[number] = _parsed(name, json.loads(body))
+        return self._by_id[number]
+
+    # Projects
+
+    def projects(self) -> dict[str, Revision]:
+        """The current revision of every project."""
+        rows = self._db.execute(
+            "SELECT revisions.* FROM projects JOIN revisions USING (revision) WHERE project = name"
+        ).fetchall()
+        return {row[0]: _revision(row) for row in rows}
+
+    def revisions(self, project: str) -> list[Revision]:
+        """The revisions of a project that are kept, oldest first."""
+        rows = self._db.execute("SELECT * FROM revisions WHERE project = ? ORDER BY revision", (project,)).fetchall()
+        return [_revision(row) for row in rows]
+
+    def add_revision(self, revision: Revision) -> None:
+        """Makes `revision` the project's current one, and forgets the oldest beyond those that are kept."""
+        body = json.dumps({name: one.data() for name, one in revision.definitions.items()}, sort_keys=True)
+        values = (
+            revision.project,
+            revision.revision,
+            revision.label,
+            revision.at,
+            revision.uid,
+            json.dumps(revision.changed),
+            body,
+        )
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("INSERT INTO revisions VALUES (?,?,?,?,?,?,?)", values)
+            self._db.execute("INSERT OR REPLACE INTO projects VALUES (?, ?)", (revision.project, revision.revision))
+            self._db.execute(
+                "DELETE FROM revisions WHERE project = ? AND revision <= ?",
+                (revision.project, revision.revision - _REVISIONS_KEPT),
+            )
+
+    def checkpoint(self) -> None:
+        """Makes everything committed so far survive a loss of power. Slow (fsync), and safe in another thread: it has a connection
+        of its own, and writers do not wait for it."""
+        db = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            db.close()
+
+
+def _revision(row: tuple[Any, ...]) -> Revision:
+    project, number, label, at, uid, changed, bodies = row
+    found = {name: _parsed(name, body) for name, body in json.loads(bodies).items()}
+    return Revision(project, number, label, at, uid, tuple(json.loads(changed)), found)
+
+
+def _parsed(name: str, body: Mapping[str, Any]) -> Definition:
+    definition, problems = definitions.parse(name, body)
+    if definition is None:
+        raise StoreError(
+            "the store holds a definition that this agent cannot read: " + "; ".join(str(one) for one in problems)
+        )
+    return definition
+
+
+def _life_text(life: Life) -> str:
+    """A life as JSON; its policy is the definition's and not repeated."""
+    kept = asdict(replace(life, policy=None))  # type: ignore[arg-type]
+    del kept["policy"]
+    return json.dumps(kept, default=lambda value: value.value)
+
+
+def _life(text: str, definition: Definition) -> Life:
+    kept = json.loads(text)
+    kept["phase"], kept["status"] = Phase(kept["phase"]), Status(kept["status"])
+    kept["after"] = After(kept["after"])
+    kept["checks"] = tuple(Check(check) for check in kept["checks"])
+    if kept["end"] is not None:
+        kept["end"] = End(**{**kept["end"], "cause": Cause(kept["end"]["cause"])})
+    return Life(Policy.of(definition), **kept)

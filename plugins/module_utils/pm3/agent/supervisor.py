@@ -1,0 +1,562 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shell around the state machine: the kernel's news become events, and effects become system calls.
+
+Owns the instances. Decides nothing about their lives: `deliver` asks `model.machine.step` and does what it says. What must survive
+the agent is written to the store before it is done (a spawn) or in the same turn of the loop (everything else).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
+
+from ..model import machine, placeholders, words
+from ..model.definition import Definition
+from ..model.machine import Cause, End, Event, Life, Phase, Policy
+from ..model.placeholders import Scope
+from ..model.plan import Actual
+from ..model.problems import Unfit
+from . import cells as cells_room
+from . import environment, spawn
+from .cells import Cells
+from .descriptors import ServiceManager
+from .loop import READ, Loop, Timer
+from .output import Pumps, Streams
+from .probes import probe
+from .spawn import Process
+from .store import Record, Store
+
+_SPAWN_TURN = 0.02  # seconds of spawning after which other news gets its turn
+_PROBE_TIMEOUT = 2.0  # seconds for one attempt of a check (spec: pm3.md, section 3.6)
+_DESCRIPTORS = 3  # of each running instance: two pipes and a pidfd
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_GONE_WITH_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.SPAWNING, Phase.ABORTING)
+
+
+class Instance:
+    """One instance: what it is to be, its life, and the kernel's handles on it."""
+
+    __slots__ = (
+        "count",
+        "definition",
+        "life",
+        "name",
+        "number",
+        "path",
+        "probing",
+        "process",
+        "project",
+        "running",
+        "spawn_id",
+        "streams",
+        "timers",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        process: str,
+        number: int,
+        count: int,
+        project: str | None,
+        definition: Definition,
+        path: str | None,
+    ) -> None:
+        self.name = name
+        self.process = process
+        self.number = number
+        self.count = count
+        self.project = project  # None: ad hoc, started by hand
+        self.definition = definition  # what it runs as
+        self.path = path
+        self.wanted = False  # it is meant to run, also after a reboot
+        self.life = Life(Policy.of(definition))
+        self.spawn_id = ""
+        self.running: Process | None = None
+        self.streams: Streams | None = None
+        self.timers: dict[machine.Timer, Timer] = {}
+        self.probing: Any = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.running.pid if self.running is not None else None
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.number, self.count, self.process, self.name, self.project or "")
+
+    def redefine(self, definition: Definition) -> None:
+        """Another definition for an instance that rests: it begins a new life."""
+        self.definition = definition
+        self.life = Life(Policy.of(definition), total_restarts=self.life.total_restarts)
+
+
+class Supervisor:
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        pumps: Pumps,
+        cells: Cells,
+        manager: ServiceManager,
+        logs: str,
+        run: str,
+        boot: str,
+        ends: Callable[[], Mapping[tuple[int, int], End]],
+        diagnose: Callable[[str], None],
+    ) -> None:
+        self.instances: dict[str, Instance] = {}
+        self.loop = loop
+        self.store = store
+        self._pumps = pumps
+        self._cells = cells
+        self._manager = manager
+        self._logs = logs
+        self._run = run
+        self._boot = boot
+        self._ends = ends
+        self._diagnose = diagnose
+        self._watchers: dict[str, list[Callable[[Instance], None]]] = {}
+        self._dirty: set[Instance] = set()
+        self._removed: set[str] = set()
+        self._spawning: deque[Instance] = deque()
+        self._sweeping: dict[Instance, int] = {}  # without cells: whose sessions are being watched, by session
+        self._by_pid: dict[int, Instance] = {}  # whose end has not been seen yet
+        self._next_spawn = int(store.get("next_spawn") or "1")
+        self._do: dict[type, Callable[[Instance, Any], None]] = {
+            machine.Spawn: self._queue_spawn,
+            machine.Signal: self._signal,
+            machine.Kill: self._kill,
+            machine.Sweep: self._sweep,
+            machine.Arm: self._arm,
+            machine.Disarm: self._disarm,
+            machine.Probe: self._probe,
+            machine.EndProbe: self._end_probe,
+        }
+
+    # Instances
+
+    def add(self, instance: Instance) -> Instance:
+        self.instances[instance.name] = instance
+        self._removed.discard(instance.name)
+        self._mark(instance)
+        return instance
+
+    def remove(self, instance: Instance) -> None:
+        """Forgets an instance that rests."""
+        del self.instances[instance.name]
+        self._dirty.discard(instance)
+        self._removed.add(instance.name)
+        self.loop.soon(self.flush)
+
+    def deliver(self, instance: Instance, event: Event) -> None:
+        """Takes one event through the machine and does what follows from it."""
+        instance.life, effects = machine.step(instance.life, event, self.loop.time())
+        self._carry_out(instance, effects)
+
+    def deliver_all(self, instances: Iterable[Instance], event: Event) -> None:
+        for instance in instances:
+            self.deliver(instance, event)
+
+    def change(self, instance: Instance, **facts: Any) -> None:
+        """Sets attributes that are not the machine's (wanted, definition, count, project) and keeps them."""
+        for name, value in facts.items():
+            setattr(instance, name, value)
+        self._mark(instance)
+
+    def watch(self, name: str, watcher: Callable[[Instance], None]) -> None:
+        """Calls `watcher(instance)` after every event of that instance, until `unwatch`."""
+        self._watchers.setdefault(name, []).append(watcher)
+
+    def unwatch(self, name: str, watcher: Callable[[Instance], None]) -> None:
+        watchers = self._watchers.get(name, [])
+        if watcher in watchers:
+            watchers.remove(watcher)
+        if not watchers:
+            self._watchers.pop(name, None)
+
+    def actual(self) -> list[Actual]:
+        """All instances as the planner wants to see them."""
+        return [
+            Actual(
+                one.name,
+                one.process,
+                one.number,
+                one.project,
+                one.definition,
+                one.count,
+                is_up(one),
+                one.wanted,
+                one.life.status.value,
+            )
+            for one in self.instances.values()
+        ]
+
+    def logs(self, name: str) -> tuple[str, str]:
+        """The files of an instance's stdout and stderr."""
+        return os.path.join(self._logs, f"{name}-out.log"), os.path.join(self._logs, f"{name}-err.log")
+
+    def flush(self) -> None:
+        """Writes what has changed since the last time, in one transaction."""
+        if self._dirty or self._removed:
+            dirty, removed = self._dirty, self._removed
+            self._dirty, self._removed = set(), set()
+            self.store.save([self._record(instance) for instance in dirty], removed)
+
+    def _record(self, one: Instance) -> Record:
+        running = one.running
+        return Record(
+            one.name,
+            one.process,
+            one.number,
+            one.count,
+            one.project,
+            one.definition,
+            one.path,
+            one.wanted,
+            one.life,
+            one.spawn_id,
+            running.pid if running is not None else None,
+            running.start_time if running is not None else None,
+            self._boot,
+        )
+
+    def _mark(self, instance: Instance) -> None:
+        if not self._dirty and not self._removed:
+            self.loop.soon(self.flush)
+        self._dirty.add(instance)
+
+    def _carry_out(self, instance: Instance, effects: Iterable[machine.Effect]) -> None:
+        self._mark(instance)
+        for effect in effects:
+            self._do[type(effect)](instance, effect)
+        for watcher in list(self._watchers.get(instance.name, ())):
+            watcher(instance)
+
+    # Starting
+
+    def _queue_spawn(self, instance: Instance, _effect: machine.Spawn) -> None:
+        if not self._spawning:
+            self.loop.soon(self._spawn_turn)
+        self._spawning.append(instance)
+        instance.spawn_id = ""
+
+    def _spawn_turn(self) -> None:
+        """Spawns what is queued, for a while; first the intent of all of it is written, so that no crash can leave a stranger (I4)."""
+        for instance in self._spawning:
+            if not instance.spawn_id:
+                instance.spawn_id = _base36(self._next_spawn)
+                self._next_spawn += 1
+        self.store.set("next_spawn", str(self._next_spawn))
+        self.flush()
+        until = self.loop.time() + _SPAWN_TURN
+        while self._spawning and self.loop.time() < until:
+            self._spawn(self._spawning.popleft())
+        if self._spawning:
+            self.loop.soon(self._spawn_turn)
+
+    def _spawn(self, instance: Instance) -> None:
+        try:
+            self._try_to_spawn(instance)
+        except (spawn.SpawnError, environment.EnvFileError, Unfit, OSError) as error:
+            self._clear(instance)
+            self.deliver(instance, machine.SpawnFailed(str(error)))
+            return
+        self.deliver(instance, machine.Spawned())
+
+    def _try_to_spawn(self, instance: Instance) -> None:
+        definition, scope = instance.definition, instance.scope
+        env = environment.build(definition, scope, instance.path)
+        if self._cells.root is None:
+            env[environment.SPAWN_ID] = instance.spawn_id
+        argv = words.split(placeholders.expand(definition.command, scope))
+        procs = self._cells.procs(instance.spawn_id)
+        streams = instance.streams = self._pumps.prepare(instance.spawn_id, None)
+        # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
+        self._manager.keep(instance.spawn_id, streams.read_fds)
+        output = streams.open_write()
+        try:
+            process = spawn.spawn(argv, env, definition.cwd or "/", output, procs, self._report(instance))
+        finally:
+            for fd in output:
+                os.close(fd)
+        self._manager.keep(instance.spawn_id, [process.pidfd])
+        instance.running = process
+        self._attend(instance)
+
+    def _attend(self, instance: Instance) -> None:
+        """Follows a process that runs: its output and its end."""
+        if instance.streams is not None:
+            self._pumps.attach(
+                instance.streams, self.logs(instance.name), lambda text: self._diagnose(f"{instance.name}: {text}")
+            )
+        if instance.running is not None:
+            spawn_id = instance.spawn_id
+            self._by_pid[instance.running.pid] = instance
+            self.loop.watch(instance.running.pidfd, READ, lambda: self._exited(instance, spawn_id))
+
+    def _unattend(self, running: Process) -> None:
+        self.loop.unwatch(running.pidfd)
+        self._by_pid.pop(running.pid, None)
+
+    def _report(self, instance: Instance) -> str:
+        return os.path.join(self._run, f"{instance.spawn_id}.failed")
+
+    # Ending
+
+    def _exited(self, instance: Instance, spawn_id: str) -> None:
+        if instance.spawn_id != spawn_id or instance.running is None:
+            return
+        self._unattend(instance.running)
+        self._ended(instance, spawn.reap(instance.running) or self._end_of(instance.running))
+
+    def _end_of(self, process: Process) -> End:
+        """How a process that is not our child ended, as far as anybody knows: the kernel, its remains, or the keeper."""
+        return (
+            spawn.end_of_stranger(process.pidfd)
+            or spawn.end_of_zombie(process)
+            or self._ends().get((process.pid, process.start_time))
+            or End(Cause.UNKNOWN)
+        )
+
+    def _ended(self, instance: Instance, end: End) -> None:
+        self.deliver(instance, machine.Exited(spawn.failed_to_execute(self._report(instance), end) or end))
+
+    def _signal(self, instance: Instance, effect: machine.Signal) -> None:
+        """To the process group; its leader is not reaped before its end is delivered, so the number cannot be another's yet."""
+        if instance.running is None:
+            return
+        try:
+            signal.pidfd_send_signal(instance.running.pidfd, 0)
+            os.killpg(instance.running.pid, getattr(signal, effect.name))
+        except ProcessLookupError:
+            pass  # it has ended; the news is on its way
+
+    def _kill(self, instance: Instance, _effect: machine.Kill) -> None:
+        if instance.running is not None and (self._cells.root is not None or _group_alive(instance.running.pid)):
+            self._cells.kill(instance.spawn_id, instance.running.pid)
+
+    def _sweep(self, instance: Instance, _effect: machine.Sweep) -> None:
+        spawn_id = instance.spawn_id
+
+        def emptied() -> None:
+            if instance.spawn_id == spawn_id and instance.life.phase is Phase.SWEEPING:
+                self._drain(instance)
+
+        if self._cells.root is not None:
+            if self._cells.when_empty(spawn_id, emptied):
+                emptied()
+        elif instance.running is None or not _group_alive(instance.running.pid):
+            emptied()
+        else:
+            # Orphans become our children (we are their subreaper), so each of their deaths comes by as a SIGCHLD.
+            self._sweeping[instance] = instance.running.pid
+
+    def _drain(self, instance: Instance) -> None:
+        spawn_id = instance.spawn_id
+
+        def drained() -> None:
+            if instance.spawn_id == spawn_id and instance.life.phase is Phase.SWEEPING:
+                instance.streams = None
+                self._clear(instance)
+                self.deliver(instance, machine.Gone())
+
+        if instance.streams is None:
+            self.loop.soon(drained)
+        else:
+            self._pumps.drain(instance.streams, drained)
+
+    def _clear(self, instance: Instance) -> None:
+        """Gives back what a spawn took: nothing of it runs any more."""
+        if instance.running is not None:
+            self._unattend(instance.running)
+            os.close(instance.running.pidfd)
+            instance.running = None
+        if instance.streams is not None:
+            self._pumps.drain(instance.streams, lambda: None)
+            instance.streams = None
+        if instance.spawn_id:
+            self._manager.forget(instance.spawn_id, _DESCRIPTORS)
+            self._cells.remove(instance.spawn_id)
+
+    def reap_orphans(self) -> None:
+        """On SIGCHLD: collects processes that came to us because their parents ended. An instance's own end is taken as news."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if info is None:
+                break
+            instance = self._by_pid.get(info.si_pid)
+            if instance is not None:
+                self._exited(instance, instance.spawn_id)
+            else:
+                os.waitpid(info.si_pid, os.WNOHANG)
+        for instance, session in list(self._sweeping.items()):
+            if not _group_alive(session):
+                del self._sweeping[instance]
+                if instance.life.phase is Phase.SWEEPING:
+                    self._drain(instance)
+
+    # Time and checks
+
+    def _arm(self, instance: Instance, effect: machine.Arm) -> None:
+        self._disarm(instance, machine.Disarm((effect.timer,)))
+        instance.timers[effect.timer] = self.loop.after(effect.seconds, lambda: self._fired(instance, effect.timer))
+
+    def _fired(self, instance: Instance, timer: machine.Timer) -> None:
+        instance.timers.pop(timer, None)
+        self.deliver(instance, machine.Fired(timer))
+
+    def _disarm(self, instance: Instance, effect: machine.Disarm) -> None:
+        for timer in effect.timers:
+            armed = instance.timers.pop(timer, None)
+            if armed is not None:
+                armed.cancel()
+
+    def _probe(self, instance: Instance, effect: machine.Probe) -> None:
+        check = effect.check
+        url = placeholders.expand(str(getattr(instance.definition, check.value) or ""), instance.scope)
+
+        def answered(failure: str | None) -> None:
+            instance.probing = None
+            self.deliver(instance, machine.Passed(check) if failure is None else machine.Failed(check))
+
+        self._end_probe(instance)
+        instance.probing = probe(self.loop, url, _PROBE_TIMEOUT, answered)
+
+    def _end_probe(self, instance: Instance, _effect: machine.EndProbe | None = None) -> None:
+        if instance.probing is not None:
+            instance.probing.cancel()
+            instance.probing = None
+
+    # An agent before us
+
+    def restore(self, records: Iterable[Record], kept: Mapping[str, list[int]]) -> None:
+        """Takes over what an earlier agent left; `kept` are the descriptors that survived it."""
+        left = dict(kept)
+        cells = set(self._cells.spawn_ids())
+        for record in records:
+            cells.discard(record.spawn_id)
+            if record.boot == self._boot:
+                self._adopt(record, left.pop(record.spawn_id, []))
+            elif record.project is not None:
+                instance = self._from_record(record)
+                instance.spawn_id = ""
+                instance.redefine(record.definition)
+                self.add(instance)
+            else:
+                self._removed.add(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
+        for fds in left.values():
+            for fd in fds:
+                os.close(fd)
+        for spawn_id in cells:
+            self._cells.kill(spawn_id, None)
+        self.flush()
+
+    def _from_record(self, record: Record) -> Instance:
+        instance = Instance(
+            record.name, record.process, record.number, record.count, record.project, record.definition, record.path
+        )
+        instance.wanted, instance.life, instance.spawn_id = record.wanted, record.life, record.spawn_id
+        return instance
+
+    def _adopt(self, record: Record, fds: list[int]) -> None:
+        instance = self.add(self._from_record(record))
+        pipes = [fd for fd in fds if _is_pipe(fd)]
+        pidfds = [fd for fd in fds if fd not in pipes]
+        phase = record.life.phase
+        if phase in _GONE_WITH_PROCESS:
+            for fd in fds:
+                os.close(fd)
+            if phase in (Phase.SPAWNING, Phase.ABORTING):
+                self._end_strangers(instance)
+            self._revive(instance)
+            return
+        alive = record.pid is not None and spawn.start_time(record.pid) == record.start_time
+        if not pidfds and alive and record.pid is not None:
+            pidfds = [os.pidfd_open(record.pid)]
+        instance.streams = self._pumps.reopen(record.spawn_id, (pipes[0], pipes[1]) if len(pipes) == 2 else None)
+        if record.pid is not None and pidfds:
+            instance.running = Process(record.pid, record.start_time or 0, pidfds[0])
+        self._attend(instance)
+        if phase is Phase.SWEEPING:
+            if instance.running is not None:
+                self._unattend(instance.running)  # its end is known already
+            self._revive(instance)
+        elif alive:
+            self._revive(instance)
+        else:
+            self._ended(instance, self._unseen_end(instance, record))
+
+    def _unseen_end(self, instance: Instance, record: Record) -> End:
+        """How an instance ended while no agent ran."""
+        if instance.running is not None:
+            self._unattend(instance.running)
+            return self._end_of(instance.running)
+        return self._ends().get((record.pid or 0, record.start_time or 0)) or End(Cause.UNKNOWN)
+
+    def _end_strangers(self, instance: Instance) -> None:
+        """The agent died between the intent and the record of a spawn: whatever came of it is ended, and the start begins anew."""
+        if self._cells.root is not None:
+            self._cells.kill(instance.spawn_id, None)
+        else:
+            for pid in cells_room.spawned_with(environment.SPAWN_ID, instance.spawn_id):
+                os.kill(pid, signal.SIGKILL)
+
+    def _revive(self, instance: Instance) -> None:
+        instance.life, effects = machine.revived(instance.life, self.loop.time())
+        self._carry_out(instance, effects)
+
+    def handles(self) -> dict[str, list[int]]:
+        """The descriptors of every running instance, by spawn id: what an upgrade in place carries over."""
+        found: dict[str, list[int]] = {}
+        for instance in self.instances.values():
+            if instance.running is not None:
+                pipes = list(instance.streams.read_fds) if instance.streams is not None else []
+                found[instance.spawn_id] = [*pipes, instance.running.pidfd]
+        return found
+
+
+def is_up(instance: Instance) -> bool:
+    """Runs as it should, or has ended by itself as it may: a one-shot that succeeded needs no start (W23)."""
+    life = instance.life
+    if life.phase is Phase.DOWN:
+        return instance.wanted and has_completed(life)
+    return life.phase in (Phase.SPAWNING, Phase.STARTING, Phase.ONLINE)
+
+
+def has_completed(life: Life) -> bool:
+    """It did its work and ended well, and is not to be started again."""
+    return life.phase is Phase.DOWN and life.end is not None and life.end.code == 0 and life.end.cause is Cause.EXIT
+
+
+def _group_alive(group: int) -> bool:
+    """Whether a process of that group is left, of the session that the group began with."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return False  # another user's: the number has been used again
+    return bool(cells_room.session_members(group))
+
+
+def _is_pipe(fd: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits or "0"

@@ -1,0 +1,108 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work that takes several steps and waits in between: rolling instances, walking through levels.
+
+A task is a generator. It yields what it waits for and goes on when that is there; so a long request reads from top to bottom, and
+needs neither threads nor an event loop of its own. What can be waited for is anything with `begin(resume)` and `cancel()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Callable, Protocol
+
+
+class Wait(Protocol):
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        """Calls `resume(answer)` exactly once, now or later, unless cancelled before."""
+
+    def cancel(self) -> None: ...
+
+
+Steps = Generator[Wait, Any, Any]
+
+
+class Task:
+    """A running generator. Waiting for a task gives the task, once it is done."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._resume: Callable[[Any], None] | None = None
+        self._wait: Wait | None = None
+        self._answers: list[Any] = []
+        self._advancing = False
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def start(self) -> Task:
+        self._advance(None)
+        return self
+
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        if self.done:
+            resume(self)
+        else:
+            self._resume = resume
+
+    def cancel(self) -> None:
+        """Ends the task where it stands: its generator sees GeneratorExit."""
+        if not self.done:
+            self.done = True
+            if self._wait is not None:
+                self._wait.cancel()
+            self._steps.close()
+
+    def _advance(self, answer: Any) -> None:
+        """Runs the generator to where it really has to wait. An answer that comes at once is taken up here, without recursion."""
+        self._answers.append(answer)
+        if self._advancing:
+            return
+        self._advancing = True
+        while self._answers and not self.done:
+            try:
+                self._wait = self._steps.send(self._answers.pop())
+            except StopIteration as stop:
+                self._end(stop.value, None)
+            except Exception as error:  # told to whoever waits for the task
+                self._end(None, error)
+            else:
+                self._wait.begin(self._advance)
+        self._advancing = False
+
+    def _end(self, result: Any, error: BaseException | None) -> None:
+        self.done, self.result, self.error = True, result, error
+        if self._resume is not None:
+            self._resume(self)
+
+    def value(self) -> Any:
+        """The result of a task that is done; raises what ended it."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class All:
+    """Waits for several tasks, which run side by side; the answer is the list of them."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+        self._left = len(tasks)
+        self._resume: Callable[[Any], None] | None = None
+
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        self._resume = resume
+        if not self._tasks:
+            resume(self._tasks)
+        for task in self._tasks:
+            task.begin(self._one)
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _one(self, _task: Any) -> None:
+        self._left -= 1
+        if self._left == 0 and self._resume is not None:
+            self._resume(self._tasks)

@@ -1,0 +1,351 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Walks: changes of many instances, one dependency level after the other, each waiting for what it needs.
+
+A walk delivers events to instances and waits for what becomes of them; what an instance does in between is the machine's affair.
+Every wait here ends by itself: starts by the timeouts of their checks, stops by `kill_timeout` and `_STUCK`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from ..model import graph, machine
+from ..model import rows as result_rows
+from ..model.definition import Definition
+from ..model.machine import Phase
+from ..model.plan import Action, Change, Plan, State
+from .loop import Timer
+from .output import last_lines
+from .supervisor import Instance, Supervisor, has_completed
+from .tasks import All, Steps, Task
+
+_STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
+_TAIL = 10  # lines of output that a failed row quotes
+
+Judgement = Callable[[Instance], bool]
+
+
+class Until:
+    """Waits until `judge` is true of every instance; the answer is False when `seconds` (None: any time) were not enough."""
+
+    def __init__(
+        self, supervisor: Supervisor, instances: Iterable[Instance], judge: Judgement, seconds: float | None = None
+    ) -> None:
+        self._supervisor = supervisor
+        self._judge = judge
+        self._seconds = seconds
+        self._left: set[Instance] = {instance for instance in instances if not judge(instance)}
+        self._timer: Timer | None = None
+        self._resume: Callable[[Any], None] = lambda answer: None
+
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        self._resume = resume
+        if not self._left:
+            resume(True)
+            return
+        for instance in self._left:
+            self._supervisor.watch(instance.name, self._look)
+        if self._seconds is not None:
+            self._timer = self._supervisor.loop.after(self._seconds, lambda: self._end(False))
+
+    def cancel(self) -> None:
+        for instance in self._left:
+            self._supervisor.unwatch(instance.name, self._look)
+        self._left.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, instance: Instance) -> None:
+        if instance in self._left and self._judge(instance):
+            self._left.discard(instance)
+            self._supervisor.unwatch(instance.name, self._look)
+            if not self._left:
+                # Later in this turn: we are called in the middle of an event's effects.
+                self._supervisor.loop.soon(lambda: self._end(True))
+
+    def _end(self, answer: bool) -> None:
+        self.cancel()
+        self._resume(answer)
+
+
+# What a walk waits for
+
+
+def rests(instance: Instance) -> bool:
+    return instance.life.phase is Phase.DOWN
+
+
+def has_failed(instance: Instance) -> bool:
+    """It is not up and will not be by itself, or only by another attempt after a failure. Its output is complete."""
+    life = instance.life
+    return life.phase in (Phase.BACKOFF, Phase.UNHEALTHY) or (life.phase is Phase.DOWN and not has_completed(life))
+
+
+def is_begun(instance: Instance) -> bool:
+    """Its process is there (or not, and that is known), and without checks has survived its first moment."""
+    life = instance.life
+    return is_ready(instance) or (life.phase is Phase.STARTING and bool(life.checks))
+
+
+def is_ready(instance: Instance) -> bool:
+    """Dependents may start, or know that they cannot."""
+    return instance.life.phase is Phase.ONLINE or has_completed(instance.life) or has_failed(instance)
+
+
+def is_settled(instance: Instance) -> bool:
+    """It counts as up: its checks passed and it has lived `min_uptime`. Or it has failed."""
+    return (
+        (instance.life.phase is Phase.ONLINE and instance.life.settled)
+        or has_completed(instance.life)
+        or has_failed(instance)
+    )
+
+
+@dataclass
+class Apply:
+    """One plan being carried out. `rows` grow as instances are done; `failures` is what stopped the walk."""
+
+    supervisor: Supervisor
+    plan: Plan
+    project: str | None
+    path: str | None  # PATH for what is started, where the request carried one
+    patient: bool = True  # wait until everything has settled; else only as long as order and first moments need
+    on_row: Callable[[result_rows.Row], None] = lambda row: None
+    rows: dict[str, result_rows.Row] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def steps(self) -> Steps:
+        """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
+        changes = self.plan.rows
+        gone = [change for change in changes if change.action is Action.REMOVED]
+        stopped = [change for change in changes if change.action is Action.STOPPED]
+        yield from self._rest([*gone, *stopped])
+        for change in gone:
+            instance = self.supervisor.instances.get(change.name)
+            if instance is not None and rests(instance):
+                self.supervisor.remove(instance)
+        of_process: dict[str, list[Change]] = {}
+        for change in changes:
+            if change.action not in (Action.REMOVED, Action.STOPPED):
+                of_process.setdefault(change.process, []).append(change)
+        levels = graph.levels(graph.of({name: found[0].definition for name, found in of_process.items()}))
+        for place, level in enumerate(levels):
+            if self.failures:
+                break
+            last = place == len(levels) - 1
+            tasks = [Task(self._process(of_process[name], last)).start() for name in level]
+            yield All(tasks)
+            for task in tasks:
+                task.value()
+        if self.patient:
+            yield from self._settle()
+        for change in changes:
+            if change.name not in self.rows:
+                self._row(change, reached=not self.failures)
+        return [self.rows[change.name] for change in changes]
+
+    # Down
+
+    def _rest(self, changes: Sequence[Change]) -> Steps:
+        found = {change.name: self.supervisor.instances[change.name] for change in changes}
+        for change in changes:
+            self.supervisor.change(found[change.name], wanted=False)
+        yield from stop_in_order(self.supervisor, found.values())
+        for change in changes:
+            instance = found[change.name]
+            if rests(instance):
+                self._adopt(instance, change)
+                self._row(change)
+            else:
+                self._fail(change, instance, "could not be ended: it does not react to SIGKILL (uninterruptible sleep)")
+
+    # Up
+
+    def _process(self, changes: Sequence[Change], last: bool) -> Steps:
+        """The changes of one process: what runs is replaced one instance at a time, what does not run starts all at once."""
+        fresh: list[Change] = []
+        for change in changes:
+            instance = self.supervisor.instances.get(change.name)
+            if change.action in (Action.NONE, Action.UPDATED):
+                self._update(change)
+            elif instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF):
+                fresh.append(change)
+            elif not self.failures:
+                yield from self._replace(change, instance)
+        if self.failures:
+            return
+        if self.plan.state is State.STOPPED:
+            for change in fresh:
+                self._place(change, wanted=False)
+            return
+        begun = [self._begin(change) for change in fresh]
+        judge = is_begun if last and not self.patient else is_ready
+        yield Until(self.supervisor, begun, judge)
+        for change, instance in zip(fresh, begun):
+            if has_failed(instance):
+                self._fail(change, instance)
+
+    def _begin(self, change: Change) -> Instance:
+        instance = self._place(change, wanted=True)
+        self.supervisor.deliver(instance, machine.Start())
+        return instance
+
+    def _place(self, change: Change, wanted: bool) -> Instance:
+        """The instance as the change wants it, at rest."""
+        instance = self.supervisor.instances.get(change.name)
+        if instance is None:
+            instance = self.supervisor.add(
+                Instance(
+                    change.name, change.process, change.number, change.count, self.project, change.definition, self.path
+                )
+            )
+        elif not rests(instance):
+            self.supervisor.deliver(instance, machine.Stop())  # from BACKOFF, which it ends at once
+        instance.redefine(change.definition)
+        self.supervisor.change(
+            instance, count=change.count, project=self.project, path=self.path or instance.path, wanted=wanted
+        )
+        return instance
+
+    def _replace(self, change: Change, instance: Instance) -> Steps:
+        yield from stop_in_order(self.supervisor, [instance])
+        if not rests(instance):
+            self._fail(change, instance, "could not be ended: it does not react to SIGKILL (uninterruptible sleep)")
+            return
+        self._begin(change)
+        yield Until(self.supervisor, [instance], is_settled)
+        if has_failed(instance):
+            self._fail(change, instance)
+        else:
+            self._row(change)
+
+    def _update(self, change: Change) -> None:
+        """What can change without the process noticing."""
+        instance = self.supervisor.instances.get(change.name)
+        if instance is None:
+            return
+        self._adopt(instance, change)
+        if change.action is Action.UPDATED:
+            self.supervisor.deliver(instance, machine.Redefined(machine.Policy.of(change.definition)))
+
+    def _adopt(self, instance: Instance, change: Change) -> None:
+        if (
+            instance.project != self.project
+            or instance.definition != change.definition
+            or instance.count != change.count
+        ):
+            self.supervisor.change(instance, project=self.project, definition=change.definition, count=change.count)
+
+    def _settle(self) -> Steps:
+        """A release that dies after a moment has not come up."""
+        started = [
+            change
+            for change in self.plan.rows
+            if change.name not in self.rows and change.action in (Action.CREATED, Action.STARTED)
+        ]
+        found = {
+            change.name: self.supervisor.instances[change.name]
+            for change in started
+            if change.name in self.supervisor.instances
+        }
+        yield Until(self.supervisor, found.values(), is_settled)
+        for change in started:
+            instance = found.get(change.name)
+            if instance is not None and instance.wanted:
+                if has_failed(instance):
+                    self._fail(change, instance)
+                else:
+                    self._row(change)
+
+    # Rows
+
+    def _row(self, change: Change, reached: bool = True) -> None:
+        instance = self.supervisor.instances.get(change.name)
+        if not reached and change.action is not Action.NONE:
+            made = result_rows.row(change, instance.life.status.value if instance else "absent")
+            first = self.failures[0]
+            made.update(action=Action.NONE.value, changed=False, reason=f"not reached: {first} failed", changes=[])
+        else:
+            made = result_rows.row(change, "stopped")
+        if instance is not None:
+            made.update(status=instance.life.status.value, pid=instance.pid, restarts=instance.life.restarts)
+        elif change.action is Action.REMOVED:
+            made.update(status="removed")
+        self._tell(made)
+
+    def _fail(self, change: Change, instance: Instance, why: str = "") -> None:
+        self.failures.append(change.name)
+        made = result_rows.row(change, instance.life.status.value, instance.pid, instance.life.restarts)
+        self._tell(result_rows.failed(made, why or why_failed(instance), self.log_tail(instance)))
+
+    def log_tail(self, instance: Instance) -> list[str]:
+        """The last lines that it wrote: of stderr, where there are any."""
+        out, err = self.supervisor.logs(instance.name)
+        secrets = list(instance.definition.secrets.values())
+        return [result_rows.masked(line, secrets) for line in last_lines(err, _TAIL) or last_lines(out, _TAIL)]
+
+    def _tell(self, made: result_rows.Row) -> None:
+        self.rows[made["name"]] = made
+        self.on_row(made)
+
+
+def why_failed(instance: Instance) -> str:
+    life = instance.life
+    if life.phase is Phase.UNHEALTHY:
+        return (
+            f"did not become ready: {life.checks[0].value} has not passed in time"
+            if life.checks
+            else "did not become ready"
+        )
+    if not instance.wanted:
+        return "was stopped meanwhile"
+    return str(life.end) if life.end is not None else f"is {life.status.value}"
+
+
+def stop_in_order(supervisor: Supervisor, instances: Iterable[Instance]) -> Steps:
+    """Stops instances, dependents before what they depend on. Afterwards each rests, or resists SIGKILL."""
+    for level in reversed(levels_of(instances)):
+        supervisor.deliver_all(level, machine.Stop())
+        patience = max((one.life.policy.kill_timeout for one in level), default=0.0) + _STUCK
+        yield Until(supervisor, level, rests, patience)
+
+
+def start_in_order(supervisor: Supervisor, instances: Iterable[Instance], event: machine.Event) -> Steps:
+    """Starts instances level by level. One that fails does not keep the others down: they may well do without it for a while."""
+    for level in levels_of(instances):
+        supervisor.deliver_all(level, event)
+        yield Until(supervisor, level, is_ready)
+
+
+def levels_of(instances: Iterable[Instance]) -> list[list[Instance]]:
+    """Instances grouped by the order of their processes."""
+    of_process: dict[str, list[Instance]] = {}
+    definitions: dict[str, Definition] = {}
+    for instance in instances:
+        of_process.setdefault(instance.process, []).append(instance)
+        definitions[instance.process] = instance.definition
+    return [
+        [one for name in level for one in sorted(of_process[name], key=lambda found: found.number)]
+        for level in graph.levels(graph.of(definitions))
+    ]
+
+
+def with_dependents(supervisor: Supervisor, instances: Sequence[Instance]) -> list[Instance]:
+    """The instances, and those that depend on them, directly or not. A dependency may name one instance only."""
+    everything = supervisor.instances
+    names: dict[str, set[str]] = {}  # what each instance depends on: instance names
+    by_process: dict[str, list[str]] = {}
+    for one in everything.values():
+        by_process.setdefault(one.process, []).append(one.name)
+    for one in everything.values():
+        names[one.name] = {
+            target
+            for other in one.definition.depends_on
+            for target in ([other] if other in everything else by_process.get(other, []))
+        }
+    found = graph.closure(names, [one.name for one in instances])
+    return [everything[name] for name in everything if name in found]

@@ -1,0 +1,112 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a command says, and where: one JSON line per document for programs, or lines and colours for people.
+
+Owns the two output streams. Colours go to terminals only and respect NO_COLOR; order and wording are the callers'.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
+
+from ..wire.messages import Document
+
+RED, GREEN, YELLOW, GREY, BOLD = "31", "32", "33", "90", "1"
+
+
+class Console:
+    def __init__(self, out: TextIO, err: TextIO, environ: Mapping[str, str], as_json: bool = False) -> None:
+        self._out = out
+        self._err = err
+        self.as_json = as_json
+        wanted = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb" and not as_json
+        self._colours = wanted and out.isatty()
+        self._error_colours = wanted and err.isatty()
+        self.shows_progress = err.isatty() and out.isatty() and not as_json and environ.get("TERM") != "dumb"
+
+    def line(self, text: str = "") -> None:
+        self._out.write(text + "\n")
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def document(self, document: Document) -> None:
+        self.line(json.dumps(document, separators=(",", ":")))
+
+    def paint(self, text: str, *codes: str) -> str:
+        """`text` in colour, for `line`."""
+        return _painted(text, codes) if self._colours and text else text
+
+    def success(self, text: str) -> None:
+        self.line(self.paint(text, GREEN))
+
+    def warning(self, text: str) -> None:
+        self._beside("warning:", text, YELLOW)
+
+    def error(self, text: str) -> None:
+        self._beside("error:", text, RED)
+
+    def failure(self, message: str, problems: Iterable[Mapping[str, Any]] = ()) -> int:
+        """An error reply, the agent's or our own, and the exit status that goes with it."""
+        listed = list(problems)
+        if self.as_json:
+            self.document({"type": "error", "message": message, **({"problems": listed} if listed else {})})
+            return 1
+        for text in [place(problem) for problem in listed] or [message]:
+            self.error(text)
+        return 1
+
+    def progress(self, row: Document) -> None:
+        """Shows a row that came while the request goes on, in the place of the one before it."""
+        text = f"{row.get('name')}  {row.get('action')}  {row.get('status') or ''}".rstrip()
+        self._err.write("\r\x1b[K" + text[: _width(self._err) - 1])
+        self._err.flush()
+
+    def progress_done(self) -> None:
+        if self.shows_progress:
+            self._err.write("\r\x1b[K")
+            self._err.flush()
+
+    def _beside(self, label: str, text: str, colour: str) -> None:
+        self._out.flush()  # in the order in which things were said, where both streams are one terminal
+        label = _painted(label, (colour, BOLD)) if self._error_colours else label
+        self._err.write(f"{label} {text}\n")
+        self._err.flush()
+
+
+def place(problem: Mapping[str, Any]) -> str:
+    """A problem of an error reply as one line; as the model's `Problem` says it."""
+    table = f"[{problem['table']}]" if problem.get("table") is not None else None
+    where = " ".join(part for part in (table, problem.get("field")) if part)
+    return ": ".join(part for part in (problem.get("file"), where, problem.get("message")) if part)
+
+
+def any_text(stream: TextIO) -> None:
+    """Lets `stream` take every text: bytes that were not UTF-8 leave as they came, what has no character becomes `?`."""
+    codecs.register_error("pm3", _as_it_came)
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8", errors="pm3")
+
+
+def _as_it_came(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = map(ord, error.object[error.start : error.end])
+    return bytes(letter - 0xDC00 if 0xDC80 <= letter <= 0xDCFF else 0x3F for letter in letters), error.end
+
+
+def _painted(text: str, codes: Iterable[str]) -> str:
+    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def _width(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

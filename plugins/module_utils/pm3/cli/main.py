@@ -1,0 +1,161 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: which commands there are, what each takes, and the exit status.
+
+0 is success, 1 an error (the agent's or ours), 2 bad arguments (W3). What a command does is in `commands`; only the parser of the
+command that was typed is built, and only what it needs is imported, so that `pm3 list` starts fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .. import VERSION
+from ..wire import paths
+from ..wire.client import ClientError
+from .console import Console, any_text
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]  # what add_argument takes
+
+
+class Command(NamedTuple):
+    help: str
+    arguments: tuple[Argument, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+def _argument(*flags: str, **about: Any) -> Argument:
+    return flags, about
+
+
+_NAMES = _argument("names", nargs="*", metavar="NAME", help="a process, an instance (web:0) or a group; none: all")
+_FILE = _argument("file", nargs="?", default="pm3.toml", metavar="FILE", help="default pm3.toml; - is standard input")
+_ENV = _argument("--env", metavar="ENV", help="merge the overlay env_ENV of each process into its env")
+_APPLY = (
+    _FILE,
+    _argument(
+        "--project", metavar="P", help="the project that the file is all of; default: the name of the file's folder"
+    ),
+    _ENV,
+    _argument(
+        "--no-prune", action="store_true", help="leave processes of the project alone that the file does not define"
+    ),
+    _argument("--only", action="append", metavar="NAME", help="only this process; may be given several times"),
+    _argument(
+        "--state", choices=("present", "stopped", "restarted", "absent"), default="present", help="default present"
+    ),
+    _argument("--label", metavar="L", help="a name for this revision, such as a release"),
+)
+COMMANDS: dict[str, Command] = {
+    "start": Command(
+        "start processes of ./pm3.toml",
+        (_NAMES, _ENV, _argument("-w", "--wait", action="store_true", help="return when all of them are online")),
+    ),
+    "stop": Command("stop processes, and those that depend on them", (_NAMES,)),
+    "restart": Command("restart processes, and those that depend on them", (_NAMES,)),
+    "list": Command("show all processes", aliases=("ls", "view", "status")),
+    "info": Command(
+        "show everything about processes",
+        (_argument("names", nargs="+", metavar="NAME", help="a process, an instance (web:0) or a group"),),
+    ),
+    "log": Command(
+        "show the last lines of output",
+        (
+            _argument("name", nargs="?", metavar="NAME", help="a process, an instance or a group; none: all"),
+            _argument("--lines", type=int, default=15, metavar="N", help="lines per stream, default 15"),
+            _argument("-f", "--follow", action="store_true", help="go on with what comes"),
+        ),
+    ),
+    "apply": Command("make a project what a file says, and report what changed", _APPLY),
+    "plan": Command("say what apply would change, and change nothing", _APPLY),
+    "check": Command("say all that is wrong with a file", (_FILE, _ENV)),
+    "kill": Command("stop all processes and the agent"),
+    "help": Command("show this, or the help of a command", (_argument("command", nargs="?", metavar="COMMAND"),)),
+}
+_NAMED = {alias: name for name, command in COMMANDS.items() for alias in (name, *command.aliases)}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the command line `words` (sys.argv's by default) and gives the exit status."""
+    words = sys.argv[1:] if words is None else words
+    any_text(sys.stdout)
+    any_text(sys.stderr)
+    try:
+        status = run(words, os.environ)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `pm3 log | head -1`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush when Python ends
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def run(words: list[str], environ: Mapping[str, str]) -> int:
+    as_json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    console = Console(sys.stdout, sys.stderr, environ, as_json)
+    name, rest = (words[0], words[1:]) if words else ("help", [])
+    if name in ("-V", "--version"):
+        console.line(f"pm3 {VERSION}")
+        return 0
+    if name in ("-h", "--help"):
+        name = "help"
+    if name not in _NAMED:
+        return _unknown(name, console)
+    try:
+        options = parser(_NAMED[name]).parse_intermixed_args(rest)
+    except SystemExit as exit_:  # argparse has said why, or shown the help
+        return exit_.code if isinstance(exit_.code, int) else 2
+    if name == "help":
+        return _help(options.command, console)
+    return _dispatch(_NAMED[name], options, console, environ)
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    command = COMMANDS[name]
+    made = argparse.ArgumentParser(prog=f"pm3 {name}", description=command.help, allow_abbrev=False)
+    for flags, about in command.arguments:
+        made.add_argument(*flags, **about)
+    # Taken out before, because it may stand anywhere; here for the help.
+    made.add_argument("--json", action="store_true", help="one line of JSON instead of text")
+    return made
+
+
+def _dispatch(name: str, options: argparse.Namespace, console: Console, environ: Mapping[str, str]) -> int:
+    from . import commands
+    from .autostart import Agent
+
+    try:
+        return commands.RUN[name](options, Agent(paths.data_dir(environ)), console)
+    except ClientError as error:
+        console.progress_done()
+        return console.failure(str(error))
+
+
+def _help(name: str | None, console: Console) -> int:
+    if name is not None:
+        if name not in _NAMED:
+            return _unknown(name, console)
+        console.line(parser(_NAMED[name]).format_help().rstrip())
+        return 0
+    console.line("usage: pm3 [--json] COMMAND …\n\nKeeps processes running as pm3.toml describes them.\n")
+    for known, command in COMMANDS.items():
+        aliases = f" ({', '.join(command.aliases)})" if command.aliases else ""
+        console.line(f"  {known:<10}{command.help}{aliases}")
+    console.line("\n--json shows one line of JSON instead of text; --version the version; pm3 help COMMAND more.")
+    return 0
+
+
+def _unknown(name: str, console: Console) -> int:
+    from ..model.problems import nearest
+
+    meant = nearest(name, _NAMED)
+    hint = f"; did you mean {meant}?" if meant else ""
+    console.error(f"unknown command {name!r}{hint} (pm3 help lists them)")
+    return 2

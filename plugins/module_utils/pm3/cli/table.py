@@ -1,0 +1,143 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Processes as people read them: the table of `list` and the lines of `info`. Pure: data in, lines out.
+
+Columns, labels, their order and the units are pm3's (spec: pm3.md, section 5.2), with lines of our own between them in `info`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
+
+from ..model.order import natural
+from .console import GREEN, GREY, RED, YELLOW
+
+Paint = Callable[..., str]
+COLUMNS = ("name", "group", "pid", "status", "cpu", "mem", "uptime", "restarts")
+_STATUS_COLOURS = {"online": GREEN, "starting": YELLOW, "unhealthy": RED, "errored": RED, "stopped": GREY}
+
+
+def table(processes: Iterable[Mapping[str, Any]], paint: Paint) -> list[str]:
+    """The lines of the process table, in natural order of names; `paint(text, colour)` colours the status."""
+    rows = [_cells(process) for process in sorted(processes, key=lambda one: natural(str(one["name"])))]
+    if not rows:
+        return ["no processes running"]
+    widths = [max(len(row[at]) for row in [COLUMNS, *rows]) for at in range(len(COLUMNS))]
+
+    def rule(left: str, fill: str, cross: str, right: str) -> str:
+        return left + cross.join(fill * (width + 2) for width in widths) + right
+
+    def line(row: Iterable[str], colour: str | None = None) -> str:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        if colour is not None:
+            cells[COLUMNS.index("status")] = paint(cells[COLUMNS.index("status")], colour)
+        return "│ " + " ┆ ".join(cells) + " │"
+
+    body = [line(row, _STATUS_COLOURS.get(row[COLUMNS.index("status")])) for row in rows]
+    return [rule("┌", "─", "┬", "┐"), line(COLUMNS), rule("╞", "═", "╪", "╡"), *body, rule("└", "─", "┴", "┘")]
+
+
+def details(info: Mapping[str, Any], paint: Paint) -> list[str]:
+    """The lines of `info` for one process."""
+    status = str(info.get("status"))
+    lines = [f"{printable(info['name'])}: {paint(status, _STATUS_COLOURS.get(status, GREY))}"]
+    for label, value in _labelled(info):
+        if isinstance(value, Mapping):
+            lines.append(f"  {label}:")
+            lines += [f"    {printable(key)}={printable(value[key])}" for key in sorted(value, key=natural)]
+        else:
+            lines.append(f"  {label}: {printable(value)}")
+    return lines
+
+
+def _labelled(info: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Label and value of each line, in order; what is absent is left out, except what a reader would miss."""
+    timeout = info.get("readiness_timeout")
+    found = [
+        ("command", info.get("command")),
+        ("pid", info.get("pid")),
+        ("cwd", info.get("cwd")),
+        ("cpu", _percent(info.get("cpu_percent"))),
+        ("memory", size(info.get("memory_bytes"))),
+        ("uptime", _uptime(info)),
+        ("restarts", info.get("restarts", 0)),
+        ("total_restarts", info.get("total_restarts")),
+        ("last_exit", _last_exit(info.get("last_exit"))),
+        ("project", info.get("project")),
+        ("group", info.get("group")),
+        ("env", info.get("env")),
+        ("stdout_log", info.get("stdout_log")),
+        ("stderr_log", info.get("stderr_log")),
+        ("readiness_check", info.get("readiness_check")),
+        ("readiness_timeout", f"{timeout}s" if timeout is not None else None),
+        ("health_check", info.get("health_check")),
+        ("depends_on", ", ".join(sorted(info.get("depends_on") or [], key=natural))),
+    ]
+    return [(label, value) for label, value in found if value is not None and value not in ("", {})]
+
+
+def size(count: Any) -> str:
+    """Bytes as `512B`, `1.5K`, `5.2M`, `1.1G`."""
+    if not isinstance(count, (int, float)):
+        return "-"
+    for unit, limit in (("G", 2**30), ("M", 2**20), ("K", 2**10)):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return f"{int(count)}B"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as `45s`, `2m 13s`, `3h 5m`, `2d 4h`."""
+    if not isinstance(seconds, (int, float)):
+        return "-"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour}h"
+    if hours:
+        return f"{hours}h {minute}m"
+    return f"{minutes}m {second}s" if minutes else f"{second}s"
+
+
+def printable(value: Any) -> str:
+    """A text in one line that leaves the terminal alone."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _cells(process: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = (
+        process["name"],
+        process.get("group") or "-",
+        process.get("pid") or "-",
+        process.get("status") or "-",
+        _percent(process.get("cpu_percent")),
+        size(process.get("memory_bytes")),
+        _uptime(process),
+        process.get("restarts", 0),
+    )
+    return tuple(printable(cell) for cell in cells)
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.1f}%" if isinstance(value, (int, float)) else "-"
+
+
+def _uptime(process: Mapping[str, Any]) -> str:
+    """Only what runs has an uptime, whatever the agent sends (W7)."""
+    return duration(process.get("uptime")) if process.get("pid") else "-"
+
+
+def _last_exit(last: Any) -> str | None:
+    if not isinstance(last, Mapping):
+        return None
+    if last.get("message"):
+        return str(last["message"])
+    if last.get("signal") is not None:
+        return f"signal {last['signal']}"
+    return f"code {last['code']}" if last.get("code") is not None else str(last.get("cause") or "unknown")

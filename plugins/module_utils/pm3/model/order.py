@@ -1,0 +1,15 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The order in which names are shown, the same everywhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def natural(name: str) -> tuple[list[Any], str]:
+    """The key that sorts `web:2` before `web:10`."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name

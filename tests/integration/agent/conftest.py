@@ -1,0 +1,120 @@
+"""A real agent for each test: its own data dir, its own processes, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client
+
+PACKAGE = Path(__file__).resolve().parents[3] / "plugins" / "module_utils" / "pm3"
+COMMAND = [sys.executable, "-I", "-S", str(PACKAGE / "__main__.py")]
+DEADLINE = 20.0  # seconds: only a hang takes that long
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Waits for a condition that some other process brings about; gives its value."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"not in {DEADLINE:g} s: {what}")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Agent:
+    """An agent under its keeper, as a person's command line would start it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.environment = {**os.environ, "PM3_DATA_DIR": str(self.data_dir)}
+        self.client = Client(str(self.data_dir), timeout=DEADLINE)
+
+    def pm3(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Types a command in the folder of the test."""
+        done = subprocess.run(
+            [*COMMAND, *words],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def file(self, text: str, name: str = "pm3.toml") -> Path:
+        path = self.folder / name
+        path.write_text(text, "utf-8")
+        return path
+
+    def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return self.client.request({"type": kind, **fields})
+
+    def apply(self, definitions: dict[str, Any], project: str = "shop", **fields: Any) -> dict[str, Any]:
+        return self.ask("apply", project=project, definitions=definitions, base=str(self.folder), **fields)
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """Everything that is shown of each instance, but for what changes by itself."""
+        return {one.pop("name"): one | {"uptime": None} for one in self.ask("snapshot")["instances"]}
+
+    def instance(self, name: str) -> dict[str, Any]:
+        return self.instances()[name]
+
+    def pids(self) -> dict[str, int]:
+        return {name: one["pid"] for name, one in self.instances().items()}
+
+    def pid(self) -> int:
+        return int((self.data_dir / "pm3.pid").read_text())
+
+    def log(self, name: str) -> str:
+        return (self.data_dir / "logs" / f"{name}.log").read_text("utf-8")
+
+    def crash(self) -> None:
+        """SIGKILL; returns when the next agent answers."""
+        before = self.pid()
+        os.kill(before, signal.SIGKILL)
+        until(lambda: self.answering_pid() not in (None, before), "another agent answers")
+
+    def answering_pid(self) -> int | None:
+        try:
+            return int(self.ask("hello")["pid"])
+        except Exception:
+            return None
+
+    def end(self) -> None:
+        try:
+            pids = [pid for pid in self.pids().values() if pid]
+        except Exception:
+            return
+        agent = self.pid()
+        self.pm3("kill")
+        until(lambda: not alive(agent), "the agent ends")
+        assert not [pid for pid in pids if alive(pid)]
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    one = Agent(tmp_path)
+    one.pm3("list")
+    yield one
+    one.end()

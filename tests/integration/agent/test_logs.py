@@ -1,0 +1,338 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`pm3 log` below the socket: tails and followers over real files, real inotify, and the real pump that writes what is followed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import logs
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Follower, Tail
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps
+
+PATIENCE = 30.0  # seconds until a test that waits for an event has failed
+
+
+class CountingLoop(Loop):
+    turns = 0
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        self.turns += 1
+        super()._call(callback)
+
+
+class Reader:
+    """A client that takes lines, and stops when it has taken `room` of them."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+        self.loop = CountingLoop(self._failed)
+        self.lines: list[tuple[str, str]] = []
+        self.room = 10**9
+        self._wanted: Callable[[], bool] = lambda: False
+
+    def emit(self, name: str, line: str) -> bool:
+        self.lines.append((name, line))
+        if self._wanted():
+            self.loop.stop()
+        return len(self.lines) < self.room
+
+    def texts(self) -> list[str]:
+        return [line for _name, line in self.lines]
+
+    def until(self, count: int) -> None:
+        """Runs the loop until that many lines have come."""
+        self._wanted = lambda: len(self.lines) >= count
+        if not self._wanted():
+            self._run()
+
+    def settle(self) -> None:
+        """Runs the loop until what has happened so far is dealt with: a file that is followed on the side has come through."""
+        steps = iter(range(50))
+        self._wanted = lambda: False
+
+        def turn() -> None:
+            if next(steps, None) is None:
+                self.loop.stop()
+            else:
+                self.loop.after(0, turn)
+
+        turn()
+        self._run()
+
+    def tail(self, files: list[logs.File], lines: int) -> list[tuple[str, str]]:
+        self._wanted = lambda: False
+        Tail(self.loop, files, lines, self.emit, self.loop.stop)
+        self._run()
+        return self.lines
+
+    def _run(self) -> None:
+        late: list[str] = []
+
+        def end() -> None:
+            late.append("what was waited for did not happen")
+            self.loop.stop()
+
+        deadline = self.loop.after(PATIENCE, end)
+        self.loop.run()
+        deadline.cancel()
+        assert not late
+        assert not self.errors
+
+    def _failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self.loop.stop()
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    made = Reader()
+    yield made
+    made.loop.close()
+    assert not made.errors
+
+
+def append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("content", "lines", "expected"),
+    [
+        (b"", 5, []),
+        (b"a\nb\nc\n", 2, ["b", "c"]),
+        (b"a\nb\nc", 2, ["b", "c"]),
+        (b"a\nb\nc\n", 9, ["a", "b", "c"]),
+        (b"a\nb\n", 0, []),
+        (b"a\n\n\n", 2, ["", ""]),
+        (b"a\r\n\xff\xc3\xa9\r\n", 2, ["a", "\ufffdé"]),
+        (b"\n", 1, [""]),
+        (b"x" * 200_000 + b"\nshort\n", 2, ["x" * (2 * logs.LINE - 200_000 % logs.LINE), "short"]),
+        (
+            b"".join(b"%d\n" % number for number in range(100_000)),
+            50_000,
+            [str(number) for number in range(50_000, 100_000)],
+        ),
+    ],
+)
+def test_tail(tmp_path: Path, reader: Reader, content: bytes, lines: int, expected: list[str]) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(content)
+    found = [line for _name, line in reader.tail([("web", "out", str(log))], lines)]
+    if "short" in expected:
+        assert found[-1] == "short"
+        assert set(found[0]) == {"x"}
+        assert len(found[0]) <= logs.LINE
+    else:
+        assert found == expected
+
+
+def test_tail_goes_file_by_file_and_skips_those_that_are_missing(tmp_path: Path, reader: Reader) -> None:
+    before = descriptors()
+    for name in ("wéb:0-out", "wéb:0-err", "b-err"):
+        (tmp_path / f"{name}.log").write_text(f"old\n{name}\n")
+    names = (("wéb:0", "out"), ("wéb:0", "err"), ("b", "out"), ("b", "err"))
+    files = [(name, stream, str(tmp_path / f"{name}-{stream}.log")) for name, stream in names]
+    assert reader.tail(files, 1) == [("wéb:0", "wéb:0-out"), ("wéb:0", "wéb:0-err"), ("b", "b-err")]
+    assert descriptors() == before
+
+
+def test_a_tail_waits_for_a_slow_reader(tmp_path: Path, reader: Reader) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"".join(b"%d\n" % number for number in range(100_000)))
+    reader.room = 1000
+    done: list[bool] = []
+
+    def finish() -> None:
+        done.append(True)
+        reader.loop.stop()
+
+    tail = Tail(reader.loop, [("web", "out", str(log))], 50_000, reader.emit, finish)
+    for taken in range(1000, 50_000, 1000):
+        reader.until(taken)
+        reader.settle()
+        assert len(reader.lines) == taken
+        reader.room += 1000
+        tail.resume()
+    reader.settle()
+    tail.resume()
+    if not done:
+        reader.until(10**9)
+    assert reader.texts() == [str(number) for number in range(50_000, 100_000)]
+
+
+def follow(reader: Reader, folder: Path, lines: int = 0) -> tuple[Follower, Path]:
+    log = folder / "web-out.log"
+    follower = Follower(
+        reader.loop, [("web", "out", str(log)), ("web", "err", str(folder / "web-err.log"))], reader.emit, lines
+    )
+    return follower, log
+
+
+def test_follow_tails_first_and_gives_whole_lines(tmp_path: Path, reader: Reader) -> None:
+    (tmp_path / "web-out.log").write_bytes(b"a\nb\nc\nbegun")
+    before = descriptors()
+    follower, log = follow(reader, tmp_path, 2)
+    reader.until(2)
+    reader.settle()
+    assert reader.texts() == ["b", "c"]
+    append(log, b", ")
+    reader.settle()
+    append(log, b"ended\r\nnext\n")
+    reader.until(4)
+    append(tmp_path / "web-err.log", b"from the start\n")  # a file that was missing
+    reader.until(5)
+    assert reader.texts()[2:] == ["begun, ended", "next", "from the start"]
+    follower.close()
+    follower.close()
+    assert descriptors() == before
+
+
+def test_nothing_happens_while_nothing_is_written(tmp_path: Path, reader: Reader) -> None:
+    (tmp_path / "web-out.log").write_bytes(b"a\n")
+    follower, log = follow(reader, tmp_path)
+    reader.settle()
+    append(tmp_path / "another.log", b"not followed\n")
+    reader.loop.after(0.2, reader.loop.stop)  # the test's length, not a condition
+    before = reader.loop.turns
+    reader.loop.run()
+    assert reader.loop.turns - before <= 3
+    append(log, b"b\n")
+    reader.until(1)
+    follower.close()
+
+
+@pytest.mark.parametrize("harm", ["truncate", "delete", "rename", "rename behind the end", "remove the folder"])
+def test_follow_survives_what_happens_to_the_file(tmp_path: Path, reader: Reader, harm: str) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    follower, log = follow(reader, folder)
+    append(log, b"first\n")
+    reader.until(1)
+    expected = ["first", "after"]
+    if harm == "truncate":
+        os.truncate(log, 0)
+        reader.settle()
+    elif harm == "delete":
+        log.unlink()
+        reader.settle()
+    elif harm == "rename":
+        append(log, b"last\nbeg")
+        log.rename(folder / "web-out.log.1")
+        log.write_bytes(b"un\n")
+        expected = ["first", "last", "begun", "after"]
+    elif harm == "rename behind the end":
+        log.rename(folder / "web-out.log.1")
+        reader.settle()
+        append(folder / "web-out.log.1", b"last\n")  # by a writer that has not noticed yet
+        expected = ["first", "last", "after"]
+    else:
+        shutil.rmtree(folder)
+        reader.settle()
+        folder.mkdir(exist_ok=True)
+    append(log, b"after\n")
+    reader.until(len(expected))
+    assert reader.texts() == expected
+    append(log, b"and on\n")
+    reader.until(len(expected) + 1)
+    follower.close()
+
+
+def test_a_long_line_is_cut_and_costs_no_memory(tmp_path: Path, reader: Reader) -> None:
+    follower, log = follow(reader, tmp_path)
+    for _again in range(50):
+        append(log, b"x" * 100_000)
+        reader.settle()
+    reader.until(1)  # it is not waited for its end
+    append(log, b"\nnext\n")
+    reader.until(2)
+    assert reader.texts()[1] == "next"
+    assert reader.texts()[0] == "x" * logs.LINE
+    follower.close()
+
+
+def test_a_follower_that_stops_reading_costs_nobody_anything(tmp_path: Path, reader: Reader) -> None:
+    follower, log = follow(reader, tmp_path)
+    reader.room = 1
+    append(log, b"0\n1\n")
+    reader.until(1)
+    reader.settle()
+    before = reader.loop.turns
+    for number in range(2, 50_000):
+        if number % 1000 == 0:
+            append(log, b"".join(b"%d\n" % one for one in range(number - 1000 if number > 1000 else 2, number)))
+    append(log, b"".join(b"%d\n" % one for one in range(49_000, 50_000)))
+    turns_of_settling = 55
+    reader.settle()
+    assert reader.loop.turns - before <= turns_of_settling
+    assert len(reader.lines) == 1
+    reader.room = 10**9
+    follower.resume()
+    reader.until(50_000)
+    assert reader.texts() == [str(number) for number in range(50_000)]
+    follower.close()
+
+
+def test_followers_that_leave_leave_nothing(tmp_path: Path, reader: Reader) -> None:
+    before = descriptors()
+    for number in range(300):  # more than inotify instances are to be had
+        follower, log = follow(reader, tmp_path)
+        append(log, b"%d\n" % number)
+        if number % 2:
+            reader.until(number // 2 + 1)
+        follower.close()
+        reader.settle()
+    assert reader.texts() == [str(number) for number in range(1, 300, 2)]
+    assert descriptors() == before
+
+
+def test_a_client_that_closes_in_the_midst_of_its_lines(tmp_path: Path, reader: Reader) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"a\n" * 1000)
+    taken: list[str] = []
+
+    def emit(_name: str, line: str) -> bool:
+        taken.append(line)
+        if len(taken) == 5:
+            follower.close()
+        return True
+
+    follower = Follower(reader.loop, [("web", "out", str(log))], emit, 100)
+    reader.settle()
+    assert len(taken) == 5
+
+
+def test_a_flood_through_the_pump_is_followed_without_a_gap(tmp_path: Path, reader: Reader) -> None:
+    (tmp_path / "run").mkdir()
+    pumps = Pumps(reader.loop, str(tmp_path / "run"))
+    streams = pumps.prepare("s1", None)
+    follower, log = follow(reader, tmp_path)
+    pumps.attach(streams, (str(log), str(tmp_path / "web-err.log")), lambda text: reader.errors.append(OSError(text)))
+    out, err = streams.open_write()
+    code = (
+        "import os\nfor n in range(0, 200000, 100): os.write(1, b''.join(b'%d\\n' % one for one in range(n, n + 100)))"
+    )
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=out, stderr=err)
+    os.close(out)
+    os.close(err)
+    reader.until(200_000)
+    child.wait()
+    assert reader.texts() == [str(number) for number in range(200_000)]
+    follower.close()
+    pumps.drain(streams, reader.loop.stop)
+    reader._run()
+    pumps.close()

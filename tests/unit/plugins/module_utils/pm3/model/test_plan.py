@@ -1,0 +1,543 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan: that it leads where the definitions point, that it touches nothing else, and that it says why.
+
+`carried_out` is a host on which every change of a plan succeeds. What the agent does with a plan in earnest is tested with the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import graph, rows
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import (
+    FIELDS,
+    Definition,
+    Effect,
+    load,
+    uses_count,
+)
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import (
+    MASK,
+    Action,
+    Actual,
+    Change,
+    FieldChange,
+    Plan,
+    State,
+    count_of,
+    differences,
+    instance_names,
+    plan,
+    said,
+)
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import DefinitionError
+from hypothesis import given
+from hypothesis import strategies as st
+
+CPUS = 4
+REPLACED = (Action.STARTED, Action.RESTARTED, Action.ROLLED, Action.CREATED)
+
+
+def carried_out(
+    made: Plan, actual: Iterable[Actual], project: str | None, state: State = State.PRESENT
+) -> list[Actual]:
+    """The instances of a host on which everything that the plan asks for succeeds."""
+    host = {one.name: one for one in actual}
+    up = state is not State.STOPPED
+    for row in made.rows:
+        if row.action is Action.REMOVED:
+            del host[row.name]
+        elif row.action in REPLACED or row.action is Action.STOPPED:
+            assert (row.name in host) == (row.action is not Action.CREATED)
+            running = up and row.action is not Action.STOPPED
+            status = "online" if running else "stopped"
+            host[row.name] = Actual(
+                row.name, row.process, row.number, project, row.definition, row.count, running, running, status
+            )
+        else:
+            assert row.count == host[row.name].count, "PM3_INSTANCE_COUNT of a running process cannot change"
+            host[row.name] = replace(host[row.name], project=project, definition=row.definition)
+    return sorted(host.values(), key=lambda one: one.name)
+
+
+def running(definitions: Mapping[str, Definition], project: str | None = "shop") -> list[Actual]:
+    """A host on which these definitions were started fresh."""
+    return carried_out(plan(project, definitions, [], cpus=CPUS), [], project)
+
+
+def actions(made: Plan) -> dict[str, Action]:
+    assert len({row.name for row in made.rows}) == len(made.rows), "an instance has one row"
+    return {row.name: row.action for row in made.rows}
+
+
+def web(**fields: Any) -> dict[str, Definition]:
+    return load({"web": {"command": "serve", **fields}})
+
+
+# Examples ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_first_apply_creates_what_is_defined() -> None:
+    definitions = load({"web": {"command": "serve", "instances": 2, "depends_on": ["db"]}, "db": {"command": "db"}})
+    made = plan("shop", definitions, [], cpus=CPUS)
+    assert [(row.name, row.process, row.number, row.count, row.action, row.reason) for row in made.rows] == [
+        ("db", "db", 0, 1, Action.CREATED, "new"),
+        ("web:0", "web", 0, 2, Action.CREATED, "new"),
+        ("web:1", "web", 1, 2, Action.CREATED, "new"),
+    ]
+    assert made.definitions == definitions
+    assert made.changed
+
+
+def test_a_second_apply_has_nothing_to_do() -> None:
+    made = plan("shop", web(instances=2), running(web(instances=2)), cpus=CPUS)
+    assert actions(made) == {"web:0": Action.NONE, "web:1": Action.NONE}
+    assert not made.changed
+
+
+def test_a_new_release_rolls_and_says_why() -> None:
+    made = plan("shop", web(cwd="/srv/42"), running(web(cwd="/srv/41")), cpus=CPUS)
+    (row,) = made.rows
+    assert (row.action, row.changes) == (Action.ROLLED, (FieldChange("cwd", "/srv/41", "/srv/42", Effect.RESTART),))
+    assert row.definition.cwd == "/srv/42"
+
+
+def test_scaling_up_touches_only_what_it_adds() -> None:
+    made = plan("shop", web(instances=3), running(web(instances=2)), cpus=CPUS)
+    assert actions(made) == {"web:0": Action.NONE, "web:1": Action.NONE, "web:2": Action.CREATED}
+    assert made.rows[2].reason == "instances: 2 -> 3"
+    assert made.rows[0].reason == "keeps PM3_INSTANCE_COUNT=2 until its next start"
+    again = plan("shop", web(instances=3), carried_out(made, running(web(instances=2)), "shop"), cpus=CPUS)
+    assert not again.changed
+
+
+def test_scaling_down_touches_only_what_it_removes() -> None:
+    made = plan("shop", web(instances=2), running(web(instances=4)), cpus=CPUS)
+    assert [(row.name, row.action) for row in made.rows] == [
+        ("web:0", Action.NONE),
+        ("web:1", Action.NONE),
+        ("web:2", Action.REMOVED),
+        ("web:3", Action.REMOVED),
+    ]
+    assert made.rows[3].reason == "instances: 4 -> 2"
+
+
+def test_scaling_rolls_whoever_is_told_the_count() -> None:
+    before, after = web(command="serve @{count}", instances=2), web(command="serve @{count}", instances=3)
+    made = plan("shop", after, running(before), cpus=CPUS)
+    assert actions(made) == {"web:0": Action.ROLLED, "web:1": Action.ROLLED, "web:2": Action.CREATED}
+    assert {row.reason for row in made.rows} == {"instances: 2 -> 3"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [
+        (1, 2, {"web": Action.REMOVED, "web:0": Action.CREATED, "web:1": Action.CREATED}),
+        (2, 1, {"web": Action.CREATED, "web:0": Action.REMOVED, "web:1": Action.REMOVED}),
+    ],
+)
+def test_one_instance_has_the_plain_name(before: int, after: int, names: dict[str, Action]) -> None:
+    made = plan("shop", web(instances=after), running(web(instances=before)), cpus=CPUS)
+    assert actions(made) == names
+    assert {row.reason for row in made.rows} == {f"instances: {before} -> {after}"}
+
+
+def test_instance_names() -> None:
+    assert instance_names("web", 1) == [("web", 0)]
+    assert instance_names("web", 3) == [("web:0", 0), ("web:1", 1), ("web:2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("instances", "cpus", "count"),
+    [(0, 4, 1), (1, 4, 1), (7, 4, 7), ("max", 4, 4), ("max", 0, 1), (-1, 4, 3), (-4, 4, 1), (-9, 4, 1)],
+)
+def test_how_many_instances(instances: Any, cpus: int, count: int) -> None:
+    assert count_of(web(instances=instances)["web"], cpus) == count
+
+
+def test_prune_removes_what_is_not_defined_any_more_dependents_first() -> None:
+    tables: dict[str, Any] = {
+        "db": {"command": "db"},
+        "api": {"command": "api", "depends_on": ["db"]},
+        "web": {"command": "web"},
+    }
+    tables["job"] = {"command": "job", "depends_on": ["api"]}
+    before = load(tables)
+    made = plan("shop", load({"web": {"command": "web"}}), running(before), cpus=CPUS, current=before)
+    assert [(row.name, row.action) for row in made.rows] == [
+        ("web", Action.NONE),
+        ("job", Action.REMOVED),
+        ("api", Action.REMOVED),
+        ("db", Action.REMOVED),
+    ]
+    assert {row.reason for row in made.rows[1:]} == {"not defined any more"}
+    assert set(made.definitions) == {"web"}
+
+
+def test_surplus_and_pruned_are_removed_in_one_order() -> None:
+    """`api` depended on all of `db`, so it goes before `db` shrinks; `web:1` depended on `cache`, so it goes before `cache`."""
+    tables: dict[str, Any] = {"db": {"command": "db", "instances": 3}, "api": {"command": "api", "depends_on": ["db"]}}
+    tables["cache"] = {"command": "cache"}
+    tables["web"] = {"command": "web", "depends_on": ["cache"], "instances": 3}
+    before = load(tables)
+    after = load({"db": {"command": "db", "instances": 2}, "web": {"command": "web", "instances": 2}})
+    made = plan("shop", after, running(before), cpus=CPUS)
+    removed = [row.name for row in made.rows if row.action is Action.REMOVED]
+    assert removed == ["api", "web:2", "cache", "db:2"]
+
+
+def test_without_prune_the_rest_is_left_alone() -> None:
+    before = load({"web": {"command": "web"}, "db": {"command": "db"}})
+    made = plan("shop", load({"web": {"command": "web"}}), running(before), cpus=CPUS, current=before, prune=False)
+    assert actions(made) == {"web": Action.NONE}
+    assert set(made.definitions) == {"db", "web"}
+
+
+def test_only_names_what_is_touched() -> None:
+    after = load({"web": {"command": "new"}, "db": {"command": "new"}})
+    before = load({"web": {"command": "old"}, "db": {"command": "old"}, "job": {"command": "old"}})
+    made = plan("shop", after, running(before), cpus=CPUS, current=before, only=["web"])
+    assert actions(made) == {"web": Action.ROLLED}
+    assert {name: definition.command for name, definition in made.definitions.items()} == {
+        "db": "old",
+        "job": "old",
+        "web": "new",
+    }
+    with pytest.raises(DefinitionError, match=r"\[wbe\]: named in only, but not defined"):
+        plan("shop", after, [], cpus=CPUS, only=["wbe", "web"])
+
+
+def test_a_name_of_another_project_is_an_error() -> None:
+    with pytest.raises(DefinitionError, match=r"\[web\]: belongs to project bank"):
+        plan("shop", web(), running(web(), "bank"), cpus=CPUS)
+    with pytest.raises(DefinitionError, match="belongs to project bank"):
+        plan(None, web(), running(web(), "bank"), cpus=CPUS)
+
+
+def test_what_nobody_owns_is_taken_over_but_never_pruned() -> None:
+    adhoc = running(load({"web": {"command": "serve"}, "job": {"command": "run"}}), None)
+    made = plan("shop", web(), adhoc, cpus=CPUS)
+    assert actions(made) == {"web": Action.NONE}
+    assert actions(plan(None, web(), adhoc, cpus=CPUS)) == {"web": Action.NONE}
+
+
+# Examples: what an instance is doing ------------------------------------------------------------------------------------
+
+UP, ERRORED, STOPPED = (True, True, "online"), (False, True, "errored"), (False, False, "stopped")
+STOPPING = (True, False, "online")  # runs still, and was told to end
+
+
+@pytest.mark.parametrize(
+    ("state", "doing", "action", "reason"),
+    [
+        (State.PRESENT, UP, Action.NONE, ""),
+        (State.PRESENT, ERRORED, Action.STARTED, "was errored"),
+        (State.PRESENT, STOPPED, Action.STARTED, "was stopped"),
+        (State.PRESENT, STOPPING, Action.STARTED, "was stopped"),
+        (State.STOPPED, UP, Action.STOPPED, "asked for"),
+        (State.STOPPED, ERRORED, Action.STOPPED, "asked for"),
+        (State.STOPPED, STOPPED, Action.NONE, ""),
+        (State.STOPPED, STOPPING, Action.NONE, ""),
+        (State.RESTARTED, UP, Action.RESTARTED, "asked for"),
+        (State.RESTARTED, ERRORED, Action.RESTARTED, "asked for"),
+        (State.RESTARTED, STOPPED, Action.STARTED, "was stopped"),
+        (State.ABSENT, UP, Action.REMOVED, "absent"),
+        (State.ABSENT, STOPPED, Action.REMOVED, "absent"),
+    ],
+)
+def test_state(state: State, doing: tuple[bool, bool, str], action: Action, reason: str) -> None:
+    up, wanted, status = doing
+    actual = [replace(one, up=up, wanted=wanted, status=status) for one in running(web())]
+    (row,) = plan("shop", web(), actual, cpus=CPUS, state=state).rows
+    assert (row.action, row.reason) == (action, reason)
+
+
+def test_a_stopped_instance_learns_its_new_definition() -> None:
+    actual = [replace(one, up=False, wanted=False, status="stopped") for one in running(web(cwd="/41"))]
+    (row,) = plan("shop", web(cwd="/42"), actual, cpus=CPUS, state=State.STOPPED).rows
+    assert (row.action, row.definition.cwd) == (Action.UPDATED, "/42")
+
+
+def test_absent_forgets_what_was_never_started_too() -> None:
+    current = load({"web": {"command": "serve"}, "job": {"command": "run"}})
+    assert plan("shop", web(), running(web()), cpus=CPUS, current=current, state=State.ABSENT).definitions == {}
+    left = plan("shop", web(), running(web()), cpus=CPUS, current=current, state=State.ABSENT, prune=False)
+    assert set(left.definitions) == {"job"}
+    assert actions(left) == {"web": Action.REMOVED}
+
+
+def test_absent_takes_the_whole_project_and_nothing_else() -> None:
+    host = [
+        *running(load({"web": {"command": "serve"}, "job": {"command": "run"}})),
+        *running(load({"x": {"command": "x"}}), "bank"),
+    ]
+    made = plan("shop", web(), host, cpus=CPUS, state=State.ABSENT)
+    assert actions(made) == {"job": Action.REMOVED, "web": Action.REMOVED}
+    assert [one.name for one in carried_out(made, host, "shop")] == ["x"]
+
+
+# Examples: fields -------------------------------------------------------------------------------------------------------
+
+OTHER: dict[str, Any] = {
+    "command": "serve --better",
+    "cwd": "/srv",
+    "env": {"A": "1"},
+    "env_file": ["/etc/a.env"],
+    "environments": {"prod": {"A": "1"}},
+    "secrets": {"TOKEN": "hunter2"},
+    "instances": 3,
+    "depends_on": ["db"],
+    "group": "front",
+    "restart": "always",
+    "max_restarts": 3,
+    "min_uptime": "5s",
+    "stop_exit_codes": [3],
+    "kill_signal": "INT",
+    "kill_timeout": "9s",
+    "readiness_check": "tcp://localhost:1",
+    "readiness_timeout": 5,
+    "health_check": "tcp://localhost:1",
+}
+
+
+@pytest.mark.parametrize("field", list(FIELDS))
+def test_what_changing_a_field_costs(field: str) -> None:
+    """Whoever adds a row to the table says here how it may change; hot changes never restart."""
+    needed = {"readiness_check": "tcp://localhost:1"} if field == "readiness_timeout" else {}
+    before, after = web(instances=2, **needed), web(**{"instances": 2, **needed, field: OTHER[field]})
+    for one, other in ((before, after), (after, before)):
+        made = plan("shop", other, running(one), cpus=CPUS)
+        costs = {
+            Effect.RESTART: {Action.ROLLED},
+            Effect.HOT: {Action.UPDATED},
+            Effect.NONE: {Action.UPDATED},
+            Effect.INSTANCES: {Action.NONE, Action.CREATED} if one is before else {Action.NONE, Action.REMOVED},
+        }
+        assert set(actions(made).values()) == costs[FIELDS[field].effect]
+        for row in made.rows:
+            assert all(change.field.split(".")[0] == field for change in row.changes)
+            assert bool(row.changes) == (FIELDS[field].effect is not Effect.INSTANCES)
+
+
+def test_differences_of_tables_are_by_key() -> None:
+    before = web(env={"A": "1", "B": "1", "D": "4"}, environments={"prod": {"A": "1"}})["web"]
+    after = web(env={"B": "2", "C": "3", "D": "4"})["web"]
+    assert differences(before, after) == (
+        FieldChange("env.A", "1", None, Effect.RESTART),
+        FieldChange("env.B", "1", "2", Effect.RESTART),
+        FieldChange("env.C", None, "3", Effect.RESTART),
+        FieldChange("environments.prod", {"A": "1"}, None, Effect.NONE),
+    )
+    assert differences(before, before) == ()
+
+
+def test_a_secret_that_changes_is_seen_and_not_shown() -> None:
+    made = plan("shop", web(secrets={"TOKEN": "hunter3"}), running(web(secrets={"TOKEN": "hunter2"})), cpus=CPUS)
+    assert made.rows[0].changes == (FieldChange("secrets.TOKEN", MASK, MASK, Effect.RESTART),)
+
+
+def test_what_becomes_a_secret_is_not_shown_as_it_leaves_env() -> None:
+    changes = differences(
+        web(env={"TOKEN": "hunter1", "COPY": "hunter2"})["web"], web(secrets={"TOKEN": "hunter2"})["web"]
+    )
+    assert [(change.field, change.before, change.after) for change in changes] == [
+        ("env.COPY", MASK, None),
+        ("env.TOKEN", MASK, None),
+        ("secrets.TOKEN", None, MASK),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
+        ([], "none"),
+        ("", '""'),
+        ('a "b" \\ c', '"a \\"b\\" \\\\ c"'),
+        ("two\nlines", '"two\\nlines"'),
+        ("ü", '"ü"'),
+        (15, "15"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (["a", 1], '["a", 1]'),
+        ({"A": "1"}, '{A = "1"}'),
+    ],
+)
+def test_a_value_as_a_person_writes_it(value: Any, text: str) -> None:
+    assert said(value) == text
+
+
+# Properties -------------------------------------------------------------------------------------------------------------
+
+SECRETS = ("s3cret-one", "s3cret-two")
+# Dependencies point to earlier letters, so that they are never circular.
+tables = st.fixed_dictionaries(
+    {"command": st.sampled_from(["run", "run --more", "run --of @{count}"])},
+    optional={
+        "instances": st.sampled_from([0, 1, 2, 3, 4, "max", -1]),
+        "depends_on": st.lists(st.sampled_from("abc"), max_size=2),
+        "env": st.dictionaries(st.sampled_from(["A", "B"]), st.sampled_from(["1", "2", *SECRETS]), max_size=2),
+        "secrets": st.dictionaries(st.sampled_from(["A", "T"]), st.sampled_from(SECRETS)),
+        "cwd": st.sampled_from(["/41", "/42"]),
+        "kill_timeout": st.sampled_from([100, "1s"]),
+        "group": st.just("front"),
+    },
+)
+
+
+def acyclic(written: dict[str, dict[str, Any]]) -> dict[str, Definition]:
+    return load(
+        {
+            name: {**one, "depends_on": [o for o in one.get("depends_on", []) if o < name]}
+            for name, one in written.items()
+        }
+    )
+
+
+definitions = st.dictionaries(st.sampled_from("abcde"), tables, min_size=1, max_size=4).map(acyclic)
+projects = st.sampled_from(["shop", None])
+states = st.sampled_from([State.PRESENT, State.RESTARTED, State.STOPPED])
+
+
+@st.composite
+def hosts(draw: st.DrawFn, desired: Mapping[str, Definition]) -> list[Actual]:
+    """A host with a life behind it: scaled, stopped, errored, half done; with instances of ours, of nobody's and of others."""
+    host: list[Actual] = []
+    for _apply in range(draw(st.integers(0, 2))):
+        earlier = draw(definitions)
+        host = carried_out(plan("shop", earlier, host, cpus=CPUS, prune=False), host, "shop")
+    doing = st.sampled_from([UP, UP, ERRORED, STOPPED, STOPPING])
+    host = [
+        replace(one, **dict(zip(("up", "wanted", "status"), draw(doing)))) for one in host if draw(st.integers(0, 5))
+    ]
+    taken = {one.process for one in host} | set(desired)
+    for project in ("bank", None):
+        others = {f"{name}-{project}": one for name, one in draw(definitions).items() if name not in taken}
+        host += running({name: replace(one, name=name, depends_on=()) for name, one in others.items()}, project)
+    return host
+
+
+cases = definitions.flatmap(lambda desired: st.tuples(st.just(desired), hosts(desired)))
+
+
+def ours(host: Iterable[Actual]) -> list[Actual]:
+    return [one for one in host if one.project == "shop"]
+
+
+@given(cases)
+def test_it_leads_where_the_definitions_point(case: tuple[dict[str, Definition], list[Actual]]) -> None:
+    """A host with any past cannot be told from a fresh one; the count of those that went on running is the one exception."""
+    desired, host = case
+    made = plan("shop", desired, host, cpus=CPUS)
+    after = ours(carried_out(made, host, "shop"))
+    fresh = {one.name: one for one in running(desired)}
+    assert [replace(one, count=0) for one in after] == [replace(fresh[name], count=0) for name in sorted(fresh)]
+    for one in after:
+        assert one.count == fresh[one.name].count or not uses_count(one.definition)
+    assert made.definitions == desired
+
+
+@given(cases, states)
+def test_the_second_time_there_is_nothing_to_do(case: tuple[dict[str, Definition], list[Actual]], state: State) -> None:
+    desired, host = case
+    after = carried_out(plan("shop", desired, host, cpus=CPUS, state=state), host, "shop", state)
+    again = plan("shop", desired, after, cpus=CPUS, state=State.PRESENT if state is State.RESTARTED else state)
+    assert set(actions(again).values()) <= {Action.NONE}
+    assert not again.changed
+
+
+@given(cases, st.sampled_from(State), st.booleans())
+def test_others_are_never_touched(case: tuple[dict[str, Definition], list[Actual]], state: State, prune: bool) -> None:
+    desired, host = case
+    made = plan("shop", desired, host, cpus=CPUS, state=state, prune=prune)
+    theirs = {one.name for one in host if one.project != "shop"}
+    assert not theirs & set(actions(made))
+    if state is State.ABSENT:
+        assert [one.name for one in ours(host) if one.process in desired or prune] == sorted(actions(made))
+    if not prune:
+        assert {row.process for row in made.rows} <= set(desired)
+
+
+@given(cases, st.data())
+def test_only_touches_what_it_names(case: tuple[dict[str, Definition], list[Actual]], data: st.DataObject) -> None:
+    desired, host = case
+    only = data.draw(st.sets(st.sampled_from(sorted(desired))))
+    made = plan("shop", desired, host, cpus=CPUS, only=only)
+    whole = actions(plan("shop", desired, host, cpus=CPUS))
+    assert {row.process for row in made.rows} == only
+    assert all(whole[name] is action for name, action in actions(made).items())
+
+
+@given(cases)
+def test_what_keeps_running_has_not_changed_its_start(case: tuple[dict[str, Definition], list[Actual]]) -> None:
+    """Nothing is replaced without need, and nothing goes on that should be replaced."""
+    desired, host = case
+    before = {one.name: one for one in host}
+    for row in plan("shop", desired, host, cpus=CPUS).rows:
+        was = before.get(row.name)
+        if was is None or row.action is Action.REMOVED:
+            continue
+        costly = any(change.effect is Effect.RESTART for change in row.changes)
+        recounted = was.count != count_of(row.definition, CPUS) and (
+            uses_count(row.definition) or uses_count(was.definition)
+        )
+        assert (row.action in REPLACED) == (costly or recounted or not was.up or not was.wanted)
+
+
+@given(cases, st.sampled_from(State))
+def test_the_order_of_rows(case: tuple[dict[str, Definition], list[Actual]], state: State) -> None:
+    """By dependency, then name, then number; what is removed comes last, dependents first. The host's order plays no part."""
+    desired, host = case
+    made = plan("shop", desired, host, cpus=CPUS, state=state)
+    assert (
+        plan("shop", dict(reversed(list(desired.items()))), list(reversed(host)), cpus=CPUS, state=state).rows
+        == made.rows
+    )
+    leaving = [row.action is Action.REMOVED for row in made.rows]
+    assert leaving == sorted(leaving)
+    staying = [row for row in made.rows if row.action is not Action.REMOVED]
+    level = {name: number for number, names in enumerate(graph.levels(graph.of(desired))) for name in names}
+    assert staying == sorted(staying, key=lambda row: (level[row.process], row.process, row.number))
+    removed = [row for row in made.rows if row.action is Action.REMOVED]
+    for place, row in enumerate(removed):
+        assert not {other.process for other in removed[:place]} & set(row.definition.depends_on)
+
+
+@given(cases, st.sampled_from(State))
+def test_every_change_says_why(case: tuple[dict[str, Definition], list[Actual]], state: State) -> None:
+    desired, host = case
+    for row in plan("shop", desired, host, cpus=CPUS, state=state).rows:
+        assert row.action is Action.NONE or row.reason or row.changes
+        assert row.action is not Action.NONE or not row.changes
+
+
+@given(cases, st.sampled_from(State))
+def test_secrets_are_in_no_row_and_no_report(case: tuple[dict[str, Definition], list[Actual]], state: State) -> None:
+    """A value counts as secret for an instance if its definition keeps it as one, before or after."""
+    desired, host = case
+    before = {one.name: one.definition for one in host}
+    for row in plan("shop", desired, host, cpus=CPUS, state=state).rows:
+        secrets = {*row.definition.secrets.values(), *before.get(row.name, row.definition).secrets.values()}
+        shown = rows.row(row, "online")
+        for text in (str(row.changes), row.reason, str(shown), "\n".join(rows.report([shown]))):
+            assert not [secret for secret in secrets if secret in text]
+
+
+@given(projects, definitions)
+def test_against_nothing_everything_is_created(project: str | None, desired: dict[str, Definition]) -> None:
+    made = plan(project, desired, [], cpus=CPUS)
+    assert {row.action for row in made.rows} == {Action.CREATED}
+    expected = [name for one in desired.values() for name, _number in instance_names(one.name, count_of(one, CPUS))]
+    assert sorted(actions(made)) == sorted(expected)
+
+
+def test_a_change_is_a_value() -> None:
+    """Plans can be compared: what check mode predicted with what a run does."""
+    made, other = (plan("shop", web(), [], cpus=CPUS) for _time in range(2))
+    assert made == other
+    assert isinstance(made.rows[0], Change)
