@@ -1,0 +1,78 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Definitions where no agent can help: reading a pm3.toml on the host, and planning for a host that has no agent yet.
+
+Only imported where one of these happens. Private to this collection.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import typing as t
+
+from ._place import Document, Place
+from ._processes import Unusable, nothing
+
+
+def from_host(path: str, chdir: str | None, overlay: str | None, place: Place) -> Document:
+    """The fields of a request that come from a pm3.toml on this host. Raises `Unusable`."""
+    if sys.version_info < (3, 11):
+        sys.path.append(place.current)  # tomli has travelled there with the agent
+    from .pm3.formats import pm3_toml
+    from .pm3.model.problems import DefinitionError
+
+    base = chdir or os.path.dirname(os.path.abspath(path))
+    try:
+        text = pm3_toml.read(path)
+        pm3_toml.load(text, path, base, overlay)
+        return {"definitions": pm3_toml.parse(text, path), "base": base, "file": path}
+    except DefinitionError as error:
+        raise Unusable(as_documents(error)) from None
+
+
+def planned_from_nothing(request: Document) -> Document:
+    """What `apply` would answer on a host where nothing runs: everything is created."""
+    from .pm3.model import definition, difference, graph, plan, rows
+    from .pm3.model.problems import DefinitionError
+
+    tables = {
+        name: {**table, "secrets": {**table.get("secrets", {}), **request["secrets"].get(name, {})}}
+        for name, table in request["definitions"].items()
+    }
+    try:
+        desired = definition.overlaid(definition.load(tables), request["overlay"])
+        desired = {name: definition.located(one, request["base"])[0] for name, one in desired.items()}
+        wrong = graph.problems(desired)
+        if wrong:
+            raise DefinitionError(wrong)
+        made = plan.plan(
+            request["project"],
+            desired,
+            (),
+            cpus=len(os.sched_getaffinity(0)),
+            state=plan.State(request["state"]),
+            prune=request["prune"],
+            only=request["only"],
+        )
+    except DefinitionError as error:
+        raise Unusable(as_documents(error)) from None
+    status = "stopped" if request["state"] == "stopped" else "online"
+    instances = [rows.row(change, status) for change in made.rows]
+    return {
+        **nothing(request["project"]),
+        "ok": True,
+        "changed": made.changed,
+        "instances": instances,
+        "summary": rows.summary(instances),
+        "report": rows.report(instances),
+        "diff": difference.of(request["project"], made),
+    }
+
+
+def as_documents(error: t.Any) -> list[Document]:
+    """A `DefinitionError`'s problems as in the protocol."""
+    return [
+        {"file": one.file, "table": one.table, "field": one.field, "message": one.message} for one in error.problems
+    ]

@@ -1,0 +1,145 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module `processes` (and what its action plugin must know of it): options to one request, the answer to a result.
+
+A run that changes nothing imports this file and the wire's client; everything else is imported where it is needed. Private to this
+collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import _place
+from ._place import Document, Place, Refused, Unanswered
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+SOURCES = ("src", "content", "definitions", "remote_src")
+OPTIONS: dict[str, t.Any] = {
+    "project": {"type": "str", "required": True},
+    "src": {"type": "str"},
+    "content": {"type": "str"},
+    "definitions": {"type": "dict"},
+    "remote_src": {"type": "path"},
+    "template": {"type": "bool", "default": False},
+    "overlay": {"type": "str"},
+    "chdir": {"type": "path"},
+    "state": {"type": "str", "choices": ["present", "stopped", "restarted", "absent"], "default": "present"},
+    "prune": {"type": "bool", "default": True},
+    "only": {"type": "list", "elements": "str"},
+    "label": {"type": "str"},
+    "wait": {"type": "bool", "default": True},
+    "secrets": {"type": "str", "no_log": True},
+    **_place.OPTIONS,
+}
+RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [list(SOURCES)],
+    "required_if": [("state", state, list(SOURCES), True) for state in ("present", "stopped", "restarted")],
+}
+
+
+class Unusable(Exception):
+    """Definitions that cannot be used: every problem, as in the protocol."""
+
+    def __init__(self, problems: list[Document]) -> None:
+        self.problems = problems
+        super().__init__(faulty(problems))
+
+
+def nothing(project: str | None) -> Document:
+    """The result of a run that did nothing. All keys are in every result, whatever became of it."""
+    return {
+        "changed": False,
+        "project": project,
+        "revision": None,
+        "previous_revision": None,
+        "reverted": False,
+        "timed_out": False,
+        "in_progress": False,
+        "instances": [],
+        "summary": {"ok": 0, "changed": 0, "failed": 0},
+        "report": [],
+    }
+
+
+def run(module: AnsibleModule) -> None:
+    """Asks the agent once and ends the module."""
+    place = Place(module.params["scope"], module.params["data_dir"])
+    result = nothing(module.params["project"])
+    try:
+        answer = _answer(module, place)
+    except Unusable as error:
+        module.fail_json(msg=str(error), problems=error.problems, **result)
+    except Refused as error:
+        listed = faulty(error.problems) if error.problems else str(error)
+        module.fail_json(msg=listed, problems=error.problems, **result)
+    except Unanswered as error:
+        module.fail_json(msg=str(error), **result)
+    for warning in answer.get("warnings") or ():
+        module.warn(warning)
+    result.update((key, answer[key]) for key in result if key in answer)
+    if module._diff:  # as Ansible's own modules ask; there is no public name for it
+        result["diff"] = answer.get("diff") or []
+    if not answer.get("ok", True):
+        said = answer.get("message") or f"project {result['project']} is not as its definitions describe it"
+        module.fail_json(msg="\n".join([said, *result["report"]]), **result)
+    module.exit_json(**result)
+
+
+def faulty(problems: list[Document]) -> str:
+    """All problems of definitions in one message."""
+    count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+    return "\n".join([f"{count} in the definitions; nothing was changed:", *(f"  {_said(one)}" for one in problems)])
+
+
+def _said(problem: Document) -> str:
+    table = f"[{problem['table']}]" if problem.get("table") is not None else ""
+    where = " ".join(part for part in (table, problem.get("field")) if part)
+    return ": ".join(part for part in (problem.get("file"), where, problem["message"]) if part)
+
+
+def _answer(module: AnsibleModule, place: Place) -> Document:
+    params = module.params
+    request: Document = {
+        "type": "plan" if module.check_mode else "apply",
+        "project": params["project"],
+        "definitions": params["definitions"] or {},
+        "secrets": _secrets(params["secrets"]),
+        "overlay": params["overlay"],
+        "base": params["chdir"],
+        "state": params["state"],
+        "prune": params["prune"],
+        "only": params["only"],
+        "label": params["label"],
+        "wait": params["wait"],
+    }
+    if params["remote_src"]:
+        from . import _definitions
+
+        request.update(_definitions.from_host(params["remote_src"], params["chdir"], params["overlay"], place))
+    try:
+        return place.ask(request)
+    except Unanswered as error:
+        if not error.absent:
+            raise
+        if params["state"] == "absent":
+            return {}
+        if not module.check_mode:
+            raise
+    from . import _definitions
+
+    return _definitions.planned_from_nothing(request)
+
+
+def _secrets(encoded: str | None) -> dict[str, dict[str, str]]:
+    """What the action plugin took out of the definitions. One text, because every value that Ansible must hide costs it time
+    and hides equal values elsewhere, pids and all."""
+    if not encoded:
+        return {}
+    import base64
+    import json
+
+    return json.loads(base64.b64decode(encoded))
