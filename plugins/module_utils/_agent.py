@@ -16,7 +16,7 @@ import typing as t
 
 from . import _place, _service, _unpacked
 from ._place import Document, Place, Refused, Unanswered
-from ._service import File, Service, Trouble
+from ._service import File, Service, Step, Trouble
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -55,13 +55,6 @@ _OURS = (
     "logs",
     "run",
 )
-
-
-class Step(t.NamedTuple):
-    """Something to do."""
-
-    words: str
-    do: t.Callable[[], None]
 
 
 def run(module: AnsibleModule) -> None:
@@ -139,46 +132,48 @@ def _present(module: AnsibleModule) -> Document:
     if (not present or lacking) and not package["archive"] and not module.check_mode:
         return {"changed": False, "upload": {"python": ".".join(map(str, version))}}
 
-    steps = _program_steps(module, place, package, python, not present or lacking)
+    steps = service.prepared() + _program_steps(module, place, package, python, not present or lacking)
     written = [file for file in [_launcher(place, python), *service.files] if _read(file.path) != file.text]
+    diff = [_difference(file) for file in written]
     steps += [Step(f"wrote {file.path}", functools.partial(_write, file)) for file in written]
-    diff = [_difference(file) for file in written] if module._diff else []
-    units = [file for file in written if file in service.files]
-    if running is not None:
-        outdated = running.get("identity") != package["identity"] or lacking or bool(units)
-        begin = (
-            Step("upgraded the running agent in place", lambda: _upgrade(place, service, package, before))
-            if outdated
-            else None
-        )
-    else:
-        begin = Step("started the agent", lambda: _start(place, service, package))
-    lately = service.missing() if not units or not module.check_mode else [("enabled the agent", lambda: None)]
-    steps += [Step(words, do) for words, do in lately]
-    steps += [begin] if begin else []
+    steps += service.missing()
+    if running is None:
+        steps.append(Step("started the agent", lambda: _start(place, service, package)))
+    elif running.get("identity") != package["identity"] or lacking or any(file in service.files for file in written):
+        steps.append(Step("upgraded the running agent in place", lambda: _upgrade(place, service, package, before)))
 
+    now, after = running, _promised(package, before)
     if not module.check_mode:
-        for step in steps:
-            step.do()
+        _do(steps)
         _unpacked.tidy(place, package["identity"], before["identity"])
-    after = {"identity": package["identity"], "version": package["version"], "running": True, "pid": before["pid"]}
-    now = running
-    if not module.check_mode:
         now = _hello(place) if steps else running
         after = _told(now, place)
-    result: Document = {
+    result = _result(place, service, steps, before, after, _kept(running, now))
+    return {**result, "diff": diff} if module._diff else result
+
+
+def _promised(package: Document, before: Document) -> Document:
+    return {"identity": package["identity"], "version": package["version"], "running": True, "pid": before["pid"]}
+
+
+def _do(steps: list[Step]) -> None:
+    for step in steps:
+        step.do()
+
+
+def _result(
+    place: Place, service: Service, steps: list[Step], before: Document, after: Document, kept: int
+) -> Document:
+    return {
         "changed": bool(steps),
-        "actions": [step.words for step in steps],
+        "actions": [step.words for step in steps if step.words],
         "before": before,
         "after": after,
-        "instances_kept": _kept(running, now),
+        "instances_kept": kept,
         "data_dir": place.data_dir,
         "command": place.command,
         "service_manager": "none" if service.name == "keeper" else service.name,
     }
-    if module._diff:
-        result["diff"] = diff
-    return result
 
 
 def _kept(before: Document | None, after: Document | None) -> int:
@@ -322,21 +317,11 @@ def _absent(module: AnsibleModule) -> Document:
         steps.append(Step("", service.forget))
     if params["purge"] and os.path.isdir(place.data_dir):
         steps.append(Step(f"removed {place.data_dir}", lambda: _purge(module, place)))
-    if not module.check_mode:
-        for step in steps:
-            step.do()
-        if steps:
-            _remove_empty(place)
-    return {
-        "changed": bool(steps),
-        "actions": [step.words for step in steps if step.words],
-        "before": before,
-        "after": {"identity": None, "version": None, "running": False, "pid": None},
-        "instances_kept": 0,
-        "data_dir": place.data_dir,
-        "command": place.command,
-        "service_manager": "none" if service.name == "keeper" else service.name,
-    }
+    if steps and not module.check_mode:
+        _do(steps)
+        _remove_empty(place)
+    gone = {"identity": None, "version": None, "running": False, "pid": None}
+    return _result(place, service, steps, before, gone, 0)
 
 
 def _refuse_to_orphan(running: Document | None, state: str, allowed: bool) -> None:

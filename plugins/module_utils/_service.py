@@ -89,6 +89,13 @@ class File(t.NamedTuple):
     mode: int = 0o644
 
 
+class Step(t.NamedTuple):
+    """Something to do, and what the result calls it."""
+
+    words: str
+    do: t.Callable[[], None]
+
+
 class Program(t.NamedTuple):
     """The agent's program: which Python runs which file, with what in its environment."""
 
@@ -110,8 +117,11 @@ class Service(t.Protocol):
     def state(self) -> str:
         """Whether the agent runs: up, down (it has ended in order, so nothing of it runs), or lost."""
 
-    def missing(self) -> list[tuple[str, t.Callable[[], None]]]:
-        """What has to be done, beside files, for the agent to come up by itself: what to call it, and the doing."""
+    def prepared(self) -> list[Step]:
+        """What has to be done before anything is written."""
+
+    def missing(self) -> list[Step]:
+        """What has to be done, beside files, for the agent to come up by itself."""
 
     def start(self) -> None: ...
 
@@ -168,13 +178,16 @@ class Systemd:
             return "up"
         return "down" if active == "inactive" else "lost"
 
-    def missing(self) -> list[tuple[str, t.Callable[[], None]]]:
-        steps: list[tuple[str, t.Callable[[], None]]] = []
-        if self._user and not os.path.exists(f"/var/lib/systemd/linger/{self._user}"):
-            steps.append((f"let user {self._user} linger", self._linger))
-        if self._shown("UnitFileState") != "enabled":
-            steps.append((f"enabled {UNIT}", lambda: self._run("enable", UNIT)))
-        return steps
+    def prepared(self) -> list[Step]:
+        if self._user and not lingers(self._user):
+            return [Step(f"let user {self._user} linger", self._linger)]
+        return []
+
+    def missing(self) -> list[Step]:
+        installed = os.path.lexists(os.path.join(self._folder, UNIT))
+        if installed and self._shown("UnitFileState") == "enabled":
+            return []
+        return [Step(f"enabled {UNIT}", lambda: self._run("enable", UNIT))]
 
     def start(self) -> None:
         self._run("daemon-reload")
@@ -198,6 +211,13 @@ class Systemd:
                 f"the user's systemd ends with the user's last session, and loginctl enable-linger {self._user} failed:"
                 f" {error.strip()}; run it as root once, or say service_manager: none"
             )
+        deadline = time.monotonic() + READY_SECONDS
+        while not os.path.exists(_user_systemd()):
+            if time.monotonic() > deadline:
+                raise Trouble(
+                    f"user {self._user} lingers now, but the user's systemd has not come up in {READY_SECONDS:g} s"
+                )
+            time.sleep(0.05)  # nobody tells us
 
     def _shown(self, name: str) -> str:
         command = [*self._words, "show", UNIT, f"--property={name}", "--value"]
@@ -231,7 +251,10 @@ class Keeper:
             return "up"
         return "lost" if os.path.lexists(os.path.join(self._place.data_dir, "pm3.sock")) else "down"
 
-    def missing(self) -> list[tuple[str, t.Callable[[], None]]]:
+    def prepared(self) -> list[Step]:
+        return []
+
+    def missing(self) -> list[Step]:
         return []
 
     def start(self) -> None:
@@ -330,7 +353,16 @@ def manager_for(wanted: str, place: Place, running: str | None) -> str:
         return "systemd" if os.path.isdir("/run/systemd/system") else "none"
     if os.path.lexists(os.path.join(user_units(), UNIT)):
         return "systemd"
-    return "systemd" if place.usual and os.path.exists(f"/run/user/{os.getuid()}/systemd/private") else "none"
+    # Without lingering the user's systemd ends with the user's last session, so with that of Ansible.
+    return "systemd" if place.usual and lingers(_user_name()) and os.path.exists(_user_systemd()) else "none"
+
+
+def lingers(user: str) -> bool:
+    return os.path.exists(f"/var/lib/systemd/linger/{user}")
+
+
+def _user_systemd() -> str:
+    return f"/run/user/{os.getuid()}/systemd/private"
 
 
 def user_units() -> str:

@@ -49,8 +49,8 @@ options:
     default: auto
     choices:
       auto: >-
-        What keeps it already. If it is new, systemd where there is one that can, else V(none). A user's agent with an O(data_dir) of its
-        own gets V(none).
+        What keeps it already. If it is new, with O(scope=system) systemd where the host runs it, with O(scope=user) the user's own where
+        the user lingers and O(data_dir) is not given; V(none) otherwise.
       systemd: >-
         The host's systemd, or with O(scope=user) the user's own, which is told to linger.
       none: >-

@@ -226,7 +226,7 @@ class Fleet:
         with selectors.DefaultSelector() as selector:
 
             def forget(one: Host) -> None:
-                readiness, _, keeper = booting.pop(one)
+                readiness, __, keeper = booting.pop(one)
                 for watched in (readiness, keeper):
                     selector.unregister(watched)
                 readiness.close()

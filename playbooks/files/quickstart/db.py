@@ -36,7 +36,10 @@ class Server(socketserver.ThreadingTCPServer):
 
 if __name__ == "__main__":
     address = ("127.0.0.1", int(os.environ["PORT"]))
-    with Server(address, Conversation) as server:
-        sys.stdout.write(f"numbers are kept at {address[0]}:{address[1]}\n")
-        sys.stdout.flush()
-        server.serve_forever()
+    try:
+        server = Server(address, Conversation)
+    except OSError as error:
+        sys.exit(f"port {address[1]}: {error.strerror}")
+    sys.stdout.write(f"numbers are kept at {address[0]}:{address[1]}\n")
+    sys.stdout.flush()
+    server.serve_forever()

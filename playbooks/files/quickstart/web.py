@@ -47,6 +47,10 @@ class Visit(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(os.environ["PORT"])
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Visit)
+    except OSError as error:
+        sys.exit(f"port {port}: {error.strerror}")
     sys.stdout.write(f"{NAME} listens on http://127.0.0.1:{port}/\n")
     sys.stdout.flush()
-    ThreadingHTTPServer(("127.0.0.1", port), Visit).serve_forever()
+    server.serve_forever()

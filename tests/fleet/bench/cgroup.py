@@ -20,8 +20,8 @@ def hierarchies() -> list[Path]:
     named: list[Path] = []
     with open("/proc/self/mountinfo", encoding="utf-8") as lines:
         for line in lines:
-            fields, _, file_system = line.partition(" - ")
-            kind, _, options = file_system.split(maxsplit=2)
+            fields, _dash, file_system = line.partition(" - ")
+            kind, _source, options = file_system.split(maxsplit=2)
             if kind == "cgroup2":
                 unified.append(Path(fields.split()[4]))
             elif kind == "cgroup" and "name=systemd" in options.strip().split(","):
@@ -66,7 +66,7 @@ class Group:
 
     def pids(self) -> Iterator[int]:
         """The processes of the group and of all groups below it."""
-        for place, _, _ in os.walk(self.folders[0]):
+        for place, __, __ in os.walk(self.folders[0]):
             try:
                 yield from map(int, Path(place, "cgroup.procs").read_text().split())
             except OSError:
@@ -111,5 +111,5 @@ class Group:
     def remove(self) -> None:
         """Remove the group and the groups below it. They must be empty of processes."""
         for folder in self.folders:
-            for place, _, _ in os.walk(folder, topdown=False):
+            for place, __, __ in os.walk(folder, topdown=False):
                 os.rmdir(place)

@@ -64,6 +64,7 @@ class Agent:
     def __init__(self, data_dir: str) -> None:
         self._data_dir = data_dir
         self._scope = paths.scope(data_dir)
+        self._run = paths.run(data_dir)
         self._identity = _identity()  # now: the link `current` may come to name another version while we run
         self._inherited = descriptors.inherited()
         self._seen = self._inherited.pop(ENDS_NAME, [])  # what a keeper lets us see of ends that nobody else saw
@@ -76,7 +77,7 @@ class Agent:
         self._manager_kind = "keeper" if self._seen else "systemd" if address else "none"
         self._manager = descriptors.ServiceManager(address)
         self._store = Store(self._path("store.sqlite"))
-        self._pumps = Pumps(self._loop, self._path("run"))
+        self._pumps = Pumps(self._loop, self._run)
         self._cells = Cells(self._loop, cells.find_root())
         self._boot = _boot_id()
         self._supervisor = Supervisor(
@@ -86,7 +87,7 @@ class Agent:
             self._cells,
             self._manager,
             self._path("logs"),
-            self._path("run"),
+            self._run,
             self._boot,
             self._unseen,
             diagnose,
@@ -123,7 +124,7 @@ class Agent:
     def _make_folders(self) -> None:
         system = self._scope == "system"
         os.makedirs(self._data_dir, 0o755 if system else 0o700, exist_ok=True)
-        os.makedirs(self._path("run"), 0o700, exist_ok=True)
+        os.makedirs(self._run, 0o700, exist_ok=True)
         os.makedirs(self._path("logs"), 0o750, exist_ok=True)
         group = self._group()
         if group is not None:
@@ -237,6 +238,8 @@ class Agent:
         self._store.close()
         self._pumps.close()
         _unlink(self._path("pm3.pid"))
+        if not os.listdir(self._run):
+            os.rmdir(self._run)
         self._loop.stop()
 
     def _upgrade(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .definition import FIELDS, Definition
-from .plan import MASK, Action, Change, Plan, said
+from .plan import MASK, Action, Change, Plan, Secrets, said
 
 
 def of(project: str, plan: Plan) -> list[dict[str, str]]:
@@ -41,12 +41,15 @@ def _texts(changes: list[Change]) -> list[str]:
     old: Definition | None = next((change.before for change in existed), None)
     new = stays[0].definition if stays else None
     secrets_before = old.secrets if old is not None else {}
-    before += _lines(old, len(existed), {})
-    after += _lines(new, len(stays), secrets_before)
+    secret = Secrets(*(one for one in (old, new) if one is not None))
+    before += _lines(old, len(existed), {}, secret)
+    after += _lines(new, len(stays), secrets_before, secret)
     return ["".join(line + "\n" for line in lines) for lines in (before, after)]
 
 
-def _lines(definition: Definition | None, instances: int, secrets_before: Mapping[str, str]) -> list[str]:
+def _lines(
+    definition: Definition | None, instances: int, secrets_before: Mapping[str, str], secret: Secrets
+) -> list[str]:
     """A definition as it would be written in a pm3.toml, one line for each value."""
     if definition is None:
         return []
@@ -56,7 +59,7 @@ def _lines(definition: Definition | None, instances: int, secrets_before: Mappin
         if isinstance(value, Mapping):
             for key, text in value.items():
                 changed = row.masked and secrets_before.get(key, text) != text
-                shown = MASK + (" (changed)" if changed else "") if row.masked else text
+                shown = f"{MASK} (changed)" if changed else secret.masked(row, key, text)
                 lines.append(f"{name}.{key} = {said(shown)}")
         elif name != "instances":
             lines.append(f"{name} = {said(value)}")

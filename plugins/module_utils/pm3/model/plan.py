@@ -167,7 +167,7 @@ def count_of(definition: Definition, cpus: int) -> int:
 def differences(before: Definition, after: Definition) -> tuple[FieldChange, ...]:
     """The fields of an instance that differ (the number of instances is none of its own fields), in the table's order."""
     found: list[FieldChange] = []
-    secret = _Secrets(before, after)
+    secret = Secrets(before, after)
     for row in FIELDS.values():
         old, new = getattr(before, row.name), getattr(after, row.name)
         if old == new or row.effect is Effect.INSTANCES:
@@ -183,7 +183,7 @@ def differences(before: Definition, after: Definition) -> tuple[FieldChange, ...
     return tuple(found)
 
 
-class _Secrets:
+class Secrets:
     """What two definitions keep secret: also the value of a variable that was in `env` and is in `secrets` now."""
 
     def __init__(self, *definitions: Definition) -> None:
@@ -213,12 +213,7 @@ def _process_rows(definition: Definition, existing: list[Actual], state: State, 
         else:
             rows.append(_kept(instance, definition, count, state, scaled))
     for name in sorted(found, key=lambda left: found[left].number):
-        surplus = found[name]
-        rows.append(
-            Change(
-                name, surplus.process, surplus.number, surplus.count, Action.REMOVED, surplus.definition, surplus_reason
-            )
-        )
+        rows.append(_leaving(found[name], surplus_reason))
     return rows
 
 
@@ -256,10 +251,15 @@ def _kept(instance: Actual, definition: Definition, count: int, state: State, sc
 
 def _removed(of_process: Mapping[str, list[Actual]], gone: Collection[str], reason: str) -> list[Change]:
     return [
-        Change(one.name, one.process, one.number, one.count, Action.REMOVED, one.definition, reason)
+        _leaving(one, reason)
         for name in sorted(gone)
         for one in sorted(of_process.get(name, []), key=lambda one: one.number)
     ]
+
+
+def _leaving(one: Actual, reason: str) -> Change:
+    was = one.definition
+    return Change(one.name, one.process, one.number, one.count, Action.REMOVED, was, reason, before=was)
 
 
 def _last(removals: Sequence[Change], of_process: Mapping[str, list[Actual]]) -> list[Change]:

@@ -45,26 +45,8 @@ class Unfit(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` was probably meant to be, or None.
+    """The known word that `word` was probably meant to be, or None."""
+    from difflib import get_close_matches  # only where there is a mistake to explain
 
-    Same letters but for at most a third of them, by edit distance; ties go to the first in alphabetical order.
-    """
-    best: str | None = None
-    least = max(1, len(word) // 3) + 1
-    for candidate in sorted(known):
-        distance = _edits(word, candidate, least)
-        if distance < least:
-            best, least = candidate, distance
-    return best
-
-
-def _edits(one: str, other: str, limit: int) -> int:
-    """Levenshtein distance, or `limit` where it is at least that."""
-    if abs(len(one) - len(other)) >= limit:
-        return limit
-    row: list[int] = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
-        before, row[0] = row[0], i
-        for j, against in enumerate(other, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (letter != against))
-    return min(row[-1], limit)
+    found = get_close_matches(word, sorted(known), 1, 0.7)
+    return found[0] if found else None

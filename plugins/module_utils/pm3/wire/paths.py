@@ -46,6 +46,11 @@ def socket(directory: str) -> str:
     return os.path.join(directory, "pm3.sock")
 
 
+def run(directory: str) -> str:
+    """Where FIFOs are: the system's agent has a folder in memory, where making one costs a tenth."""
+    return "/run/pm3" if scope(directory) == "system" else os.path.join(directory, "run")
+
+
 def managed(directory: str) -> str | None:
     """The command that starts the agent where a service manager does that, or None where any pm3 command may start one.
 

@@ -31,6 +31,7 @@ PURE = {
         "collections",
         "copy",
         "dataclasses",
+        "difflib",
         "enum",
         "fnmatch",
         "functools",

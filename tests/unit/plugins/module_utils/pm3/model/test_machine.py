@@ -213,6 +213,8 @@ class World:
             self.tell(Spawned())
         else:
             self.spawning = self.sweeping = False
+            if self.life.phase is Phase.SPAWNING:
+                self.commanded = True  # this start was decided before, by the policy of then
             self.life, effects = revived(self.life, self.now)
             self.story.append(f"           revived: {self.life.phase.value}, {effects}")
             self.carry_out(effects)
@@ -340,6 +342,13 @@ def test_w17_what_a_crash_leaves_is_killed_before_anything_follows() -> None:
     assert world.life.phase is Phase.SWEEPING
 
 
+def test_what_was_forked_during_the_kill_is_killed_too() -> None:
+    world = up().tell(Stop()).fire(Timer.KILL)
+    world.rest = True
+    world.tell(KILLED)
+    assert (world.life.phase, world.rest) == (Phase.SWEEPING, False)
+
+
 def test_w18_who_cannot_be_killed_is_not_said_to_be_stopped() -> None:
     world = up().tell(Stop()).fire(Timer.KILL)
     assert world.life.phase is Phase.KILLING
@@ -388,10 +397,11 @@ def test_a_policy_is_a_definition_in_the_machines_units() -> None:
 
 def run_out(world: World, code: int) -> World:
     """It exits at once, every time, until it is left alone."""
-    while world.life.phase is not Phase.DOWN:
+    for _time in range(world.life.policy.max_restarts + 1):
         if world.life.phase is Phase.BACKOFF:
             world.fire(Timer.BACKOFF).tell(Spawned())
         crash(world, code)
+    assert world.life.phase is Phase.DOWN
     return world
 
 
@@ -508,23 +518,24 @@ def test_the_backoff_doubles_from_100_ms_and_ends_at_30_s() -> None:
 def test_the_waits_of_a_crash_loop() -> None:
     world = World(Life(policy(max_restarts=5))).tell(Start(), Spawned())
     waits = []
-    while crash(world).life.phase is Phase.BACKOFF:
+    for _time in range(5):
+        crash(world)
         waits.append(round(world.timers[Timer.BACKOFF] - world.now, 6))
         world.fire(Timer.BACKOFF).tell(Spawned())
+    assert crash(world).life.phase is Phase.DOWN
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.6]
 
 
 def test_w20_a_crash_loop_is_not_forgotten_after_min_uptime() -> None:
     """It dies every 1.1 s, always a little later than min_uptime: the waits grow all the same, and it is given up in the end."""
     world = up(max_restarts=4)
-    waits = []
-    while True:
+    for wait in (0.1, 0.2, 0.4, 0.8):
         world.now += 1.1
-        if crash(world).life.phase is Phase.DOWN:
-            break
-        waits.append(round(world.timers[Timer.BACKOFF] - world.now, 6))
+        crash(world)
+        assert round(world.timers[Timer.BACKOFF] - world.now, 6) == wait
         world.settle()
-    assert waits == [0.1, 0.2, 0.4, 0.8]
+    world.now += 1.1
+    crash(world)
     assert (world.life.status, world.life.restarts) == (Status.ERRORED, 4)
 
 
@@ -562,7 +573,7 @@ def test_w21_a_transient_spawn_failure_is_tried_again() -> None:
 
 def test_w21_and_is_given_up_when_the_budget_is_used_up() -> None:
     world = crash(up(max_restarts=2))
-    while world.life.phase is Phase.BACKOFF:
+    for _time in range(2):
         world.fire(Timer.BACKOFF).tell(SpawnFailed("no such program"))
     assert (world.life.phase, world.life.status, world.life.restarts) == (Phase.DOWN, Status.ERRORED, 2)
 
@@ -683,6 +694,15 @@ def test_a_stop_goes_on_when_the_agent_comes_back() -> None:
     assert (world.asked, set(world.timers)) == (True, {Timer.KILL})
 
 
+def test_a_kill_that_was_decided_is_carried_out_when_the_agent_comes_back() -> None:
+    world = up().tell(Stop())
+    world.lost = True
+    world.fire(Timer.KILL)
+    assert (world.life.phase, world.killed) == (Phase.KILLING, False)
+    world.die()
+    assert world.killed
+
+
 def test_a_start_of_which_nothing_came_is_taken_up_again() -> None:
     world = World(Life(policy())).tell(Start())
     world.die()
@@ -790,7 +810,8 @@ def lived(data: st.DataObject, most: int = 60) -> World:
     """A world after a random history."""
     world = World(Life(data.draw(st.sampled_from(POLICIES), label="policy")))
     try:
-        world.tell(*data.draw(st.sampled_from([(Start(),), (Stop(),), ()])))
+        first: Event = Start() if data.draw(st.booleans(), label="started") else Stop()
+        world.tell(first)
         for _turn in range(data.draw(st.integers(0, most), label="turns")):
             possible = turns(world)
             possible[data.draw(st.integers(0, len(possible) - 1))].happen(world)
@@ -850,13 +871,13 @@ def test_exhaustion_shows_the_whole_budget(restart: str, most: int, code: int, d
     manual = data.draw(st.integers(0, 2), label="manual restarts")
     for _time in range(manual):
         world.tell(Restart(), exited(0), Gone(), Spawned())
-    while world.life.phase is not Phase.DOWN:
+    for _time in range(most + 1):
         assert world.life.restarts == world.life.failures + manual
         if world.life.phase is Phase.BACKOFF:
             world.fire(Timer.BACKOFF).tell(Spawned())
         world.now += data.draw(st.sampled_from([0.0, 0.5, 0.9]))
         crash(world, code)
-    assert world.life.status is Status.ERRORED
+    assert (world.life.phase, world.life.status) == (Phase.DOWN, Status.ERRORED)
     assert world.life.restarts == (most or manual)
     assert world.life.total_restarts == most + manual
 

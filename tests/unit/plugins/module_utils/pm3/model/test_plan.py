@@ -412,9 +412,10 @@ def hosts(draw: st.DrawFn, desired: Mapping[str, Definition]) -> list[Actual]:
         earlier = draw(definitions)
         host = carried_out(plan("shop", earlier, host, cpus=CPUS, prune=False), host, "shop")
     doing = st.sampled_from([UP, UP, ERRORED, STOPPED, STOPPING])
-    host = [
-        replace(one, **dict(zip(("up", "wanted", "status"), draw(doing)))) for one in host if draw(st.integers(0, 5))
-    ]
+    host = [one for one in host if draw(st.integers(0, 5))]
+    for place, one in enumerate(host):
+        up, wanted, status = draw(doing)
+        host[place] = replace(one, up=up, wanted=wanted, status=status)
     taken = {one.process for one in host} | set(desired)
     for project in ("bank", None):
         others = {f"{name}-{project}": one for name, one in draw(definitions).items() if name not in taken}
@@ -514,6 +515,7 @@ def test_every_change_says_why(case: tuple[dict[str, Definition], list[Actual]],
     for row in plan("shop", desired, host, cpus=CPUS, state=state).rows:
         assert row.action is Action.NONE or row.reason or row.changes
         assert row.action is not Action.NONE or not row.changes
+        assert row.before == next((one.definition for one in host if one.name == row.name), None)
 
 
 @given(cases, st.sampled_from(State))

@@ -1,0 +1,162 @@
+"""What the fleet tests share: three real hosts, the agent on them, and plays run as a person runs them.
+
+Run by tests/tools/fleet.sh, inside the hosts' network namespace. Results come from pytest-ansible's `ansible_adhoc` where one module
+call is enough, and from `ansible-playbook` where check mode, roles, become or what is printed matter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hosts import Fleet  # the bench is a program of its own, not a package
+
+NAMES = ("app1", "app2", "app3")
+FILES = Path(__file__).parent / "files"
+CHECKOUT = Path(__file__).resolve().parents[2]
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+
+Result = dict[str, Any]
+
+
+def shop(**changes: Any) -> dict[str, Any]:
+    """The definitions that most tests start from: db before web before worker. `changes` replace whole definitions; None removes."""
+    definitions = {
+        "db": {
+            "command": "python3 /srv/shop/db.py",
+            "instances": 2,
+            "env": {"PORT": "@{7000 + instance}"},
+            "readiness_check": "tcp://127.0.0.1:@{7000 + instance}",
+        },
+        "web": {
+            "command": "python3 /srv/shop/web.py",
+            "instances": 4,
+            "depends_on": ["db"],
+            "env": {"PORT": "@{8000 + instance}", "DB_PORTS": "7000 7001"},
+            "readiness_check": "http://127.0.0.1:@{8000 + instance}/",
+        },
+        "worker": {"command": "sleep 1000000", "depends_on": ["web"]},
+        **changes,
+    }
+    return {name: definition for name, definition in definitions.items() if definition is not None}
+
+
+SHOP_INSTANCES = ["db:0", "db:1", "web:0", "web:1", "web:2", "web:3", "worker"]
+
+
+@dataclass
+class Played:
+    """A finished ansible-playbook: its status, everything it printed, and the registered result of each host."""
+
+    status: int
+    output: str
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def actions(self, host: str = "app1") -> dict[str, str]:
+        return {row["name"]: row["action"] for row in self.results[host]["instances"]}
+
+
+Play = Callable[..., Played]
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Fleet:
+    one = Fleet()
+    one.up(len(NAMES))
+    return one
+
+
+@pytest.fixture(scope="session")
+def play(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Play:
+    """Runs one play over all hosts: `play([task, …], "--check", roles=[…])`. The last task's result is brought back."""
+
+    def run(tasks: list[dict[str, Any]], *options: str, hosts: str = "fleet", **keywords: Any) -> Played:
+        folder = tmp_path_factory.mktemp("play")
+        tell = {
+            "name": "The result is brought back",
+            "ansible.builtin.copy": {
+                "content": "{{ result | to_json }}",
+                "dest": f"{folder}/{{{{ inventory_hostname }}}}.json",
+                "mode": "0600",
+            },
+            "delegate_to": "localhost",
+            "become": False,
+            "check_mode": False,
+            "changed_when": False,
+            "no_log": True,
+            "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
+        }
+        wanted = (
+            [*tasks[:-1], {**tasks[-1], "register": "result", "ignore_errors": "{{ keep_going }}"}, tell]
+            if tasks
+            else []
+        )
+        text = [{"hosts": hosts, "gather_facts": False, "vars": {"keep_going": False}, "tasks": wanted, **keywords}]
+        (folder / "play.yml").write_text(yaml.safe_dump(text, sort_keys=False))
+        done = subprocess.run(
+            [PLAYBOOK, "-i", fleet.inventory, folder / "play.yml", *options],
+            env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "pm3.fleet.instances", "ANSIBLE_FORCE_COLOR": "0"},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=False,
+        )
+        results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        return Played(done.returncode, done.stdout, results)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def agents(play: Play) -> None:
+    """The agent runs on all hosts, and the files of the shop are there."""
+    done = play(
+        [
+            {"ansible.builtin.copy": {"src": f"{FILES}/", "dest": "/srv/shop/", "mode": "0755"}},
+        ],
+        roles=["pm3.fleet.agent"],
+    )
+    assert done.status == 0, done.output
+
+
+def processes(**options: Any) -> dict[str, Any]:
+    """The task that most tests consist of."""
+    return {"name": "The shop runs as described", "pm3.fleet.processes": {"project": "shop", **options}}
+
+
+@pytest.fixture
+def clean(agents: None, play: Play) -> Iterator[None]:
+    """Whatever a test applied is gone after it."""
+    yield
+    gone = [{"pm3.fleet.processes": {"project": name, "state": "absent"}} for name in ("shop", "other")]
+    done = play(gone)
+    assert done.status == 0, done.output
+
+
+@pytest.fixture
+def modules(fleet: Fleet, ansible_adhoc: Any) -> Any:
+    """pytest-ansible's view of the hosts: `modules.all.ping()`, `getattr(modules.app1, "pm3.fleet.process_info")()`."""
+    return ansible_adhoc(inventory=str(fleet.inventory), host_pattern="fleet")
+
+
+@pytest.fixture
+def pids(fleet: Fleet) -> Callable[[str], dict[str, int]]:
+    """The pids of a host's instances, as its own command line tells them."""
+
+    def ask(host: str = "app1") -> dict[str, int]:
+        listed = json.loads(fleet.ssh(host, "pm3 --json list").stdout)
+        return {one["name"]: one.get("pid") for one in listed["processes"]}
+
+    return ask

@@ -1,0 +1,91 @@
+"""What the agent survives, and what its instances do: crash, upgrade, reboot, an administrator's systemctl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from conftest import SHOP_INSTANCES, Play, processes, shop
+from hosts import Fleet
+
+pytestmark = pytest.mark.usefixtures("clean")
+
+Pids = Callable[[str], dict[str, int]]
+
+
+def test_reboot_brings_everything_back_in_order(fleet: Fleet, play: Play, modules: object) -> None:
+    play([processes(definitions=shop(rest={"command": "sleep 1000000"}))])
+    fleet.ssh("app1", "pm3 stop rest")
+    fleet.reboot("app1")
+    info = getattr(modules.app1, "pm3.fleet.process_info")(names=["db", "web", "worker"], wait_for="online", timeout=60)  # type: ignore[attr-defined]
+    found = {one["name"]: one for one in info["app1"]["instances"]}
+    assert sorted(found) == sorted(SHOP_INSTANCES)
+    assert {one["status"] for one in found.values()} == {"online"}
+    # web ends at once where a database does not answer yet, so these counters say in which order they came.
+    assert {one["total_restarts"] for one in found.values()} == {0}
+    listed = {one["name"]: one for one in json.loads(fleet.ssh("app1", "pm3 --json list").stdout)["processes"]}
+    assert listed["rest"]["status"] == "stopped"
+    again = play([processes(definitions=shop(rest={"command": "sleep 1000000"}))], hosts="app1")
+    assert {name: action for name, action in again.actions().items() if action != "none"} == {"rest": "started"}
+
+
+def test_sigkill_of_the_agent_touches_no_process(fleet: Fleet, play: Play, pids: Pids) -> None:
+    play([processes(definitions=shop())])
+    before = pids("app1")
+    for _turn in range(5):
+        old = fleet.ssh("app1", "systemctl show pm3 --property=MainPID --value").stdout.strip()
+        fleet.ssh(
+            "app1",
+            f"kill -KILL {old}; while ! pm3 --json list >/dev/null 2>&1 || [ $(cat /var/lib/pm3/pm3.pid) = {old} ]; do :; done",
+        )
+        assert pids("app1") == before
+    assert play([processes(definitions=shop())], hosts="app1").output.count("changed=0") == 1
+
+
+def test_a_change_of_the_unit_upgrades_in_place(fleet: Fleet, play: Play, pids: Pids) -> None:
+    play([processes(definitions=shop())])
+    before, agent = pids("app1"), fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout
+    fleet.ssh("app1", "rm -r /usr/local/lib/pm3/[0-9a-f]*[0-9a-f]")
+    done = play([{"pm3.fleet.agent": {}}], hosts="app1")
+    assert done.status == 0, done.output
+    assert done.results["app1"]["changed"] is True
+    assert done.results["app1"]["instances_kept"] == len(SHOP_INSTANCES)
+    fleet.ssh("app1", "systemctl reload pm3")
+    assert fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout == agent
+    assert pids("app1") == before
+
+
+def test_systemctl_stop_ends_everything_and_start_brings_it_back(fleet: Fleet, play: Play, pids: Pids) -> None:
+    play([processes(definitions=shop())])
+    before = pids("app1")
+    fleet.ssh("app1", "systemctl stop pm3")
+    left = fleet.ssh(
+        "app1", "cat /sys/fs/cgroup/unified/system.slice/pm3-cells.service/*/cgroup.procs 2>/dev/null | wc -l"
+    ).stdout
+    assert left.strip() == "1", "only the anchor of the cells is left"
+    fleet.ssh("app1", "systemctl start pm3")
+    assert sorted(pids("app1")) == sorted(before)
+
+
+def test_no_orphans(fleet: Fleet, play: Play) -> None:
+    """A double fork in a session of its own is still the instance's."""
+    escape = "sh -c 'setsid -f setsid -f sleep 1000001; exec sleep 1000000'"
+    play([processes(definitions={"fork": {"command": escape}})])
+    assert fleet.ssh("app1", "pgrep -f 'sleep 1000001'").stdout.strip()
+    fleet.ssh("app1", "pm3 stop fork")
+    assert not fleet.ssh("app1", "pgrep -f '^sleep 1000001' || true").stdout.strip()
+
+
+def test_removing_the_agent(fleet: Fleet, play: Play) -> None:
+    play([processes(definitions=shop())])
+    refused = play([{"pm3.fleet.agent": {"state": "absent"}}], hosts="app2")
+    assert refused.status != 0
+    assert "stop_instances" in refused.output
+    gone = play([{"pm3.fleet.agent": {"state": "absent", "stop_instances": True, "purge": True}}], hosts="app2")
+    assert gone.status == 0, gone.output
+    left = "find / -xdev -path /proc -prune -o -path /sys -prune -o -name '*pm3*' -print 2>/dev/null | grep -v -e /tmp -e ansible"
+    assert fleet.ssh("app2", f"{left} || true").stdout.strip() == ""
+    assert fleet.ssh("app2", "pgrep -af 'shop|pm3' | grep -v pgrep || true").stdout.strip() == ""
+    assert play([{"pm3.fleet.agent": {"state": "absent"}}], hosts="app2").output.count("changed=0") == 1
+    assert play([{"pm3.fleet.agent": {}}], hosts="app2").status == 0

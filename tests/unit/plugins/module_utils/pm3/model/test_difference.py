@@ -1,0 +1,56 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The readable difference: what it shows of a change, and what it never shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import difference
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import load
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import Actual, plan
+
+
+def between(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, str]]:
+    actual = [
+        Actual(one.name, one.process, one.number, "shop", one.definition, one.count, True, True, "online")
+        for one in (plan("shop", load(before), [], cpus=4).rows if before else ())
+    ]
+    return difference.of("shop", plan("shop", load(after), actual, cpus=4))
+
+
+def test_only_what_changes_is_shown() -> None:
+    before = {"web": {"command": "serve", "cwd": "/41"}, "db": {"command": "db"}}
+    assert between(before, {**before, "web": {"command": "serve", "cwd": "/42"}}) == [
+        {
+            "before": '[web]\ncommand = "serve"\ncwd = "/41"\ninstances = 1\n',
+            "after": '[web]\ncommand = "serve"\ncwd = "/42"\ninstances = 1\n',
+            "before_header": "shop/web",
+            "after_header": "shop/web",
+        }
+    ]
+
+
+def test_what_comes_and_what_goes() -> None:
+    made = between({"old": {"command": "run"}}, {"new": {"command": "run", "instances": 2}})
+    assert [(one["before_header"], one["before"], one["after"]) for one in made] == [
+        ("shop/new", "", '[new]\ncommand = "run"\ninstances = 2\n'),
+        ("shop/old", '[old]\ncommand = "run"\ninstances = 1\n', ""),
+    ]
+
+
+def test_a_secret_that_changes_is_said_to_and_never_shown() -> None:
+    (made,) = between(
+        {"web": {"command": "run", "secrets": {"T": "one"}}}, {"web": {"command": "run", "secrets": {"T": "two"}}}
+    )
+    assert 'secrets.T = "********"\n' in made["before"]
+    assert 'secrets.T = "******** (changed)"\n' in made["after"]
+
+
+def test_what_becomes_a_secret_is_not_shown_as_it_leaves_env() -> None:
+    (made,) = between(
+        {"web": {"command": "run", "env": {"T": "hunter2"}}}, {"web": {"command": "run", "secrets": {"T": "hunter2"}}}
+    )
+    assert 'env.T = "********"\n' in made["before"]
+    assert "hunter2" not in str(made)
