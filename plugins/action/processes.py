@@ -21,6 +21,7 @@ from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.pm3.fleet.plugins.module_utils import _definitions, _processes
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.formats import pm3_toml
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import loading
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import DefinitionError, Problem
 
 Tables = dict[str, Any]
@@ -60,7 +61,7 @@ class ActionModule(ActionBase):
             tables = plain(options["definitions"])
             if not tables:
                 raise empty(file)
-            found = pm3_toml.load_tables(tables, file, base, overlay)
+            found = self._loaded(tables, file, base, overlay)
         elif options["src"] is not None or options["content"] is not None:
             file = options["src"] or "content"
             text = str(options["content"]) if options["src"] is None else self._text(options, variables)
@@ -74,6 +75,12 @@ class ActionModule(ActionBase):
         if unknown:
             raise DefinitionError(Problem("named in only, but not defined", file, name) for name in unknown)
         return tables
+
+    def _loaded(self, tables: Tables, file: str, base: str | None, overlay: str | None) -> Tables:
+        try:
+            return loading.load(tables, base, overlay)
+        except DefinitionError as error:
+            raise error.located(file) from None
 
     def _text(self, options: dict[str, Any], variables: dict[str, Any]) -> str:
         try:

@@ -34,7 +34,7 @@ def from_host(path: str, chdir: str | None, overlay: str | None, place: Place) -
 
 def planned_from_nothing(request: Document) -> Document:
     """What `apply` would answer on a host where nothing runs: everything is created."""
-    from .pm3.model import definition, difference, graph, plan, rows
+    from .pm3.model import difference, loading, plan, rows
     from .pm3.model.problems import DefinitionError
 
     tables = {
@@ -42,11 +42,7 @@ def planned_from_nothing(request: Document) -> Document:
         for name, table in request["definitions"].items()
     }
     try:
-        desired = definition.overlaid(definition.load(tables), request["overlay"])
-        desired = {name: definition.located(one, request["base"])[0] for name, one in desired.items()}
-        wrong = graph.problems(desired)
-        if wrong:
-            raise DefinitionError(wrong)
+        desired = loading.load(tables, request["base"], request["overlay"])
         made = plan.plan(
             request["project"],
             desired,

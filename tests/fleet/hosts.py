@@ -247,7 +247,7 @@ class Fleet:
                     news = selector.select(max(0.0, soonest.deadline - time.monotonic()))
                     if not news:
                         raise soonest.late()
-                    for one in {key.data for key, _ in news}:
+                    for one in {key.data for key, _events in news}:
                         if booting[one][0].heard():
                             self._wait_ssh(one)
                             forget(one)

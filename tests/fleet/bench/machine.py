@@ -83,7 +83,7 @@ def reasons_against(directory: Path) -> Iterator[str]:
         yield "no containers: 'unshare --pid --mount --uts --ipc --cgroup' is refused"
     if reason := cgroup.reason_against():
         yield reason
-    below = next(parent for parent in (directory, *directory.parents) if parent.is_dir())
+    below = next((parent for parent in (directory, *directory.parents) if parent.is_dir()), Path("/"))
     with tempfile.TemporaryDirectory(dir=below, prefix="fleet-check-") as trial:
         script = 'cd "$0" && mkdir lower upper work root && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work root'
         # In a mount namespace of its own, so that the trial mount is gone with the command.

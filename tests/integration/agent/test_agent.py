@@ -485,6 +485,19 @@ def test_an_orderly_end_stops_everything_and_a_project_comes_back(agent: Agent) 
     assert "hand" not in agent.instances()
 
 
+def test_a_change_in_the_middle_of_coming_up_takes_over(agent: Agent) -> None:
+    never = {"command": "sleep 1001", "readiness_check": f"tcp://127.0.0.1:{free_port()}"}
+    agent.apply({"db": SLEEP, "web": {**SLEEP, "depends_on": ["db"]}})
+    agent.apply({"db": never, "web": {**SLEEP, "depends_on": ["db"]}}, wait=False)
+    until(lambda: agent.instance("db")["status"] == "starting", "db is being checked")
+    agent.end()
+    agent.pm3("list")
+    until(lambda: agent.instance("db")["status"] == "starting", "db is being checked again")
+    assert agent.instance("web")["status"] == "stopped"
+    assert agent.apply({}, state="absent")["ok"]
+    assert agent.instances() == {}
+
+
 # pm3's own commands
 
 

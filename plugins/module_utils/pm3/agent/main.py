@@ -23,7 +23,6 @@ import traceback
 from typing import Any
 
 from .. import VERSION
-from ..model import machine
 from ..model.machine import End
 from ..wire import messages, paths
 from . import cells, descriptors, spawn, walks
@@ -70,7 +69,6 @@ class Agent:
         self._seen = self._inherited.pop(ENDS_NAME, [])  # what a keeper lets us see of ends that nobody else saw
         self._make_folders()
         self._lock = self._take_lock()
-        _become_subreaper()
         spawn.raise_limit()
         self._loop = Loop(on_error=_on_error)
         address = os.environ.get("NOTIFY_SOCKET")
@@ -106,7 +104,7 @@ class Agent:
         self._store.set("boot", self._boot)
         self._store.set("ended", "")
         if fresh:
-            self._start_all()
+            self._requests.start_wanted()
         self._server = Server(
             self._loop, paths.socket(self._data_dir), self._requests.handle, _on_error, self._group(), listener
         )
@@ -149,11 +147,11 @@ class Agent:
 
     def _group(self) -> int | None:
         """The admin group of a system-wide agent: its members may use it like root."""
-        if self._scope != "system":
-            return None
+        name = os.environ.get("PM3_ADMIN_GROUP", paths.GROUP if self._scope == "system" else "")
         try:
-            return grp.getgrnam(os.environ.get("PM3_ADMIN_GROUP", paths.GROUP)).gr_gid
+            return grp.getgrnam(name).gr_gid if name else None
         except KeyError:
+            diagnose(f"there is no group {name}, so only root may use this agent")
             return None
 
     def _unseen(self) -> dict[tuple[int, int], End]:
@@ -163,11 +161,6 @@ class Agent:
     def _write_pid(self) -> None:
         with open(self._path("pm3.pid"), "w", encoding="ascii") as file:
             file.write(str(os.getpid()))
-
-    def _start_all(self) -> None:
-        """After a boot, or after an orderly end: everything that is wanted, in order."""
-        wanted = [one for one in self._supervisor.instances.values() if one.wanted and walks.rests(one)]
-        Task(walks.start_in_order(self._supervisor, wanted, machine.Start())).start()
 
     # News
 
@@ -179,6 +172,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _noted)
         if self._cells.root is None:
+            _become_subreaper()
             signal.signal(signal.SIGCHLD, _noted)
 
         def news() -> None:
@@ -223,7 +217,7 @@ class Agent:
         if self._server is not None:
             self._server.close()
         self._manager.tell("STOPPING=1")
-        Task(self._stop_all()).start()
+        Task(self._stop_all()).start().begin(self._ended)
 
     def _stop_all(self) -> Steps:
         instances = list(self._supervisor.instances.values())
@@ -238,8 +232,13 @@ class Agent:
         self._store.close()
         self._pumps.close()
         _unlink(self._path("pm3.pid"))
-        if not os.listdir(self._run):
+        if os.path.isdir(self._run) and not os.listdir(self._run):
             os.rmdir(self._run)
+
+    def _ended(self, ending: Task) -> None:
+        """Whatever went wrong on the way, an agent that was asked to end does."""
+        if ending.error is not None:
+            _on_error(ending.error)
         self._loop.stop()
 
     def _upgrade(self) -> None:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model import definition as definitions
-from ..model import difference, graph, machine, rows
+from ..model import difference, graph, loading, machine, rows
 from ..model.definition import Definition
 from ..model.plan import Action, Plan, State, plan
 from ..model.problems import DefinitionError, Problem
@@ -27,7 +26,7 @@ from .logs import Follower, Tail
 from .server import Client, Peer
 from .store import Revision
 from .supervisor import Instance, Supervisor
-from .tasks import Steps, Task
+from .tasks import Steps, Task, Turns
 
 Document = dict[str, Any]
 _MOST_LINES = 10_000  # lines: pm3's cap of `log`
@@ -41,7 +40,8 @@ class Requests:
         self._hello = hello
         self._shutdown = shutdown
         self.projects: dict[str, Revision] = supervisor.store.projects()
-        self._queues: dict[str | None, deque[Callable[[], None]]] = {}
+        self._turns = Turns()
+        self._coming_up: set[str | None] = set()  # projects of which `start_wanted` still starts what has to wait
         self._do: dict[str, Callable[[Document, Peer, Client], None]] = {
             "hello": lambda request, peer, client: client.finish(self._hello()),
             "apply": self._apply,
@@ -157,7 +157,7 @@ class Requests:
         predicted = [
             rows.row(change, _predicted(change.action, found.state, self._status(change.name))) for change in found.rows
         ]
-        client.finish(self._result(request["project"], found, predicted, [], self._revision(request["project"], found)))
+        client.finish(self._result(request, found, predicted, self._revision(request["project"], found)))
 
     def _apply(self, request: Document, peer: Peer, client: Client) -> None:
         self._planned(request)  # mistakes are told at once, also where the project is busy
@@ -168,16 +168,15 @@ class Requests:
             changed = found.definitions != self._current(project)
             walk = walks.Apply(self._supervisor, found, project, request["path"], on_row=_progress(request, client))
             if not request["wait"]:
-                client.finish(
-                    self._result(project, found, [rows.row(one, "") for one in found.rows], [], 0, in_progress=True)
-                )
+                begun = [rows.row(one, self._status(one.name)) for one in found.rows]
+                client.finish(self._result(request, found, begun, self._revision(project, found), in_progress=True))
             number = self._keep(project, found, request["label"], peer) if changed else self._revision(project)
             made = yield from walk.steps()
             if found.changed or changed:
                 self._make_durable()
-            client.finish(self._result(project, found, made, walk.failures, number))
+            client.finish(self._result(request, found, made, number))
 
-        self._in_turn(project, steps, client)
+        self._in_turn([project], steps, client)
 
     def _planned(self, request: Document) -> Plan:
         project, state = request["project"], State(request["state"])
@@ -188,7 +187,7 @@ class Requests:
         if not tables and state is not State.ABSENT:
             raise DefinitionError([Problem("nothing is defined; to remove a project, ask for state absent")])
         try:
-            desired = _defined(tables, request["base"], request["overlay"], self._elsewhere()) if tables else {}
+            desired = loading.load(tables, request["base"], request["overlay"])
         except DefinitionError as error:
             raise error.located(request["file"]) if request["file"] else error from None
         return plan(
@@ -201,9 +200,6 @@ class Requests:
             prune=request["prune"],
             only=request["only"],
         )
-
-    def _elsewhere(self) -> list[str]:
-        return sorted({one.process for one in self._supervisor.instances.values()})
 
     def _current(self, project: str) -> Mapping[str, Definition]:
         return self.projects[project].definitions if project in self.projects else {}
@@ -232,38 +228,32 @@ class Requests:
         threading.Thread(target=self._supervisor.store.checkpoint, daemon=True).start()
 
     def _result(
-        self,
-        project: str,
-        found: Plan,
-        made: list[rows.Row],
-        failures: Sequence[str],
-        revision: int,
-        in_progress: bool = False,
+        self, request: Document, found: Plan, made: list[rows.Row], revision: int, in_progress: bool = False
     ) -> Document:
         failed = [row for row in made if row["action"] == Action.FAILED.value]
-        message = "; ".join(f"{row['name']} {row['reason']}" for row in failed) or None
         return {
             "type": "result",
-            "ok": not failures,
-            "message": message,
+            "ok": not failed,
+            "message": "; ".join(f"{row['name']} {row['reason']}" for row in failed) or None,
             "changed": any(row["changed"] for row in made),
-            "project": project,
+            "project": request["project"],
             "revision": revision or None,
-            "previous_revision": (revision - 1) or None if revision else None,
+            "previous_revision": revision - 1 if revision > 1 else None,
             "reverted": False,
             "timed_out": False,
             "in_progress": in_progress,
             "instances": made,
             "summary": rows.summary(made),
-            "diff": difference.of(project, found),
+            "diff": difference.of(request["project"], found),
             "report": rows.report(made),
-            "warnings": [],
+            "warnings": definitions.cautions(request["definitions"]),
         }
 
     # pm3's own changes
 
     def _start(self, request: Document, _peer: Peer, client: Client) -> None:
-        configs = _defined(request["configs"], None, request["env"], self._elsewhere())
+        running = {one.process for one in self._supervisor.instances.values()}
+        configs = loading.load(request["configs"], None, request["env"], elsewhere=running)
         chosen = _with_dependencies(configs, _chosen(configs, request["names"]))
         owners = {one.project for one in self._supervisor.instances.values() if one.process in chosen}
         project = owners.pop() if len(owners) == 1 else None
@@ -290,7 +280,7 @@ class Requests:
             made = yield from walk.steps()
             client.finish(_started(made))
 
-        self._in_turn(project, steps, client)
+        self._in_turn([project], steps, client)
 
     def _stop(self, request: Document, _peer: Peer, client: Client) -> None:
         targets = self._targets(request["names"])
@@ -309,27 +299,26 @@ class Requests:
         self._run(steps, client)
 
     def _restart(self, request: Document, _peer: Peer, client: Client) -> None:
-        named = (
-            self._named(request["names"]) if request["names"] else views.ordered(self._supervisor.instances.values())
-        )
-        # A dependent that was stopped on purpose stays so (I3).
-        targets = views.ordered(
-            {*named, *(one for one in walks.with_dependents(self._supervisor, named) if one.wanted)}
-        )
-        for one in targets:
-            self._supervisor.change(one, wanted=True)
-
         def steps() -> Steps:
+            targets = self._to_restart(request["names"])
+            for one in targets:
+                self._supervisor.change(one, wanted=True)
             yield from walks.stop_in_order(self._supervisor, targets)
             yield from walks.start_in_order(self._supervisor, targets, machine.Restart())
-            failed = [one for one in targets if walks.has_failed(one)]
+            failed = [one for one in targets if one.wanted and walks.has_failed(one)]
             if failed:
                 why = "; ".join(f"'{one.name}': {walks.why_failed(one)}" for one in failed)
                 client.finish(messages.error(f"failed to restart {why}"))
             else:
                 client.finish(messages.success("restarted: " + ", ".join(one.name for one in targets)))
 
-        self._run(steps, client)
+        self._in_turn({one.project for one in self._to_restart(request["names"])}, steps, client)
+
+    def _to_restart(self, names: Sequence[str] | None) -> list[Instance]:
+        """What is named, and what depends on it; but a dependent that was stopped on purpose stays so (I3)."""
+        named = self._named(names) if names else views.ordered(self._supervisor.instances.values())
+        dependents = [one for one in walks.with_dependents(self._supervisor, named) if one.wanted]
+        return views.ordered({*named, *dependents})
 
     def _targets(self, names: Sequence[str] | None) -> list[Instance]:
         if not names:
@@ -342,20 +331,24 @@ class Requests:
 
     # Turns
 
-    def _in_turn(self, project: str | None, steps: Callable[[], Steps], client: Client) -> None:
-        """Runs a change when the changes of the same project that came before it are done."""
-        queue = self._queues.setdefault(project, deque())
+    def start_wanted(self) -> None:
+        """After a boot or an orderly end: everything that is meant to run, in order."""
+        wanted = [one for one in self._supervisor.instances.values() if one.wanted and walks.rests(one)]
 
-        def next_turn() -> None:
-            queue.popleft()
-            if queue:
-                queue[0]()
-            else:
-                del self._queues[project]
+        self._coming_up = {one.project for one in wanted}
+        Task(
+            walks.start_in_order(self._supervisor, wanted, machine.Start(), lambda one: one.project in self._coming_up)
+        ).start()
 
-        queue.append(lambda: self._run(steps, client, next_turn))
-        if len(queue) == 1:
-            queue[0]()
+    def _in_turn(self, projects: Iterable[str | None], steps: Callable[[], Steps], client: Client) -> None:
+        """Runs a change when the changes of the same projects that were asked for before it are done."""
+        keys = set(projects)
+
+        def begin(done: Callable[[], None]) -> None:
+            self._coming_up -= keys  # from here on the change decides what of them starts
+            self._run(steps, client, done)
+
+        self._turns.take(keys, begin)
 
     def _run(self, steps: Callable[[], Steps], client: Client, then: Callable[[], None] = lambda: None) -> None:
         """Runs a task to its end; what it raises becomes the client's answer."""
@@ -378,21 +371,6 @@ class Requests:
 
 class Refused(Exception):
     """A request that cannot be met; the text is the answer."""
-
-
-def _defined(
-    tables: Mapping[str, Any], base: str | None, overlay: str | None, elsewhere: Iterable[str]
-) -> dict[str, Definition]:
-    """Definitions from a request, checked again: the socket is open to programs of all kinds. Raises `DefinitionError`."""
-    found = definitions.overlaid(definitions.load(tables), overlay)
-    problems: list[Problem] = []
-    for name in found:
-        found[name], wrong = definitions.located(found[name], base)
-        problems.extend(wrong)
-    problems.extend(graph.problems(found, elsewhere))
-    if problems:
-        raise DefinitionError(problems)
-    return found
 
 
 def _chosen(configs: Mapping[str, Definition], names: Sequence[str] | None) -> list[str]:

@@ -229,6 +229,8 @@ class Supervisor:
         )
 
     def _mark(self, instance: Instance) -> None:
+        if self.instances.get(instance.name) is not instance:
+            return  # it was removed: what is still told of it is nobody's
         if not self._dirty and not self._removed:
             self.loop.soon(self.flush)
         self._dirty.add(instance)
@@ -276,7 +278,7 @@ class Supervisor:
         env = environment.build(definition, scope, instance.path)
         if self._cells.root is None:
             env[environment.SPAWN_ID] = instance.spawn_id
-        argv = words.split(placeholders.expand(definition.command, scope))
+        argv = [placeholders.expand(word, scope) for word in words.split(definition.command)]
         procs = self._cells.procs(instance.spawn_id)
         streams = instance.streams = self._pumps.prepare(instance.spawn_id, None)
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.

@@ -9,7 +9,7 @@ needs neither threads nor an event loop of its own. What can be waited for is an
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Callable, Protocol
 
 
@@ -106,3 +106,37 @@ class All:
         self._left -= 1
         if self._left == 0 and self._resume is not None:
             self._resume(self._tasks)
+
+
+class Turns:
+    """Lets pieces of work that share something happen one after the other, in the order in which they were asked for.
+
+    What they share is named by keys; work whose keys nobody else holds or waits for begins at once.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[_Job] = []
+
+    def take(self, keys: Iterable[Any], begin: Callable[[Callable[[], None]], None]) -> None:
+        """Calls `begin(done)` when it is its turn; the turn lasts until `done()`."""
+        self._jobs.append(_Job(frozenset(keys), begin))
+        self._look()
+
+    def _look(self) -> None:
+        held: set[Any] = set()
+        for job in list(self._jobs):
+            if not job.begun and held.isdisjoint(job.keys):
+                job.begun = True
+                job.begin(lambda job=job: self._done(job))  # type: ignore[misc]
+            held |= job.keys
+
+    def _done(self, job: _Job) -> None:
+        self._jobs.remove(job)
+        self._look()
+
+
+class _Job:
+    def __init__(self, keys: frozenset[Any], begin: Callable[[Callable[[], None]], None]) -> None:
+        self.keys = keys
+        self.begin = begin
+        self.begun = False

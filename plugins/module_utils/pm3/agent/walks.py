@@ -168,10 +168,13 @@ class Apply:
     def _process(self, changes: Sequence[Change], last: bool) -> Steps:
         """The changes of one process: what runs is replaced one instance at a time, what does not run starts all at once."""
         fresh: list[Change] = []
+        coming: list[Change] = []  # unchanged, and on their way up already: dependents wait for these too
         for change in changes:
             instance = self.supervisor.instances.get(change.name)
             if change.action in (Action.NONE, Action.UPDATED):
                 self._update(change)
+                if instance is not None and instance.life.phase in (Phase.SPAWNING, Phase.STARTING):
+                    coming.append(change)
             elif instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF):
                 fresh.append(change)
             elif not self.failures:
@@ -182,10 +185,10 @@ class Apply:
             for change in fresh:
                 self._place(change, wanted=False)
             return
-        begun = [self._begin(change) for change in fresh]
+        begun = [self._begin(change) for change in fresh] + [self.supervisor.instances[one.name] for one in coming]
         judge = is_begun if last and not self.patient else is_ready
         yield Until(self.supervisor, begun, judge)
-        for change, instance in zip(fresh, begun):
+        for change, instance in zip([*fresh, *coming], begun):
             if has_failed(instance):
                 self._fail(change, instance)
 
@@ -314,11 +317,18 @@ def stop_in_order(supervisor: Supervisor, instances: Iterable[Instance]) -> Step
         yield Until(supervisor, level, rests, patience)
 
 
-def start_in_order(supervisor: Supervisor, instances: Iterable[Instance], event: machine.Event) -> Steps:
+def start_in_order(
+    supervisor: Supervisor,
+    instances: Iterable[Instance],
+    event: machine.Event,
+    allowed: Judgement = lambda instance: True,
+) -> Steps:
     """Starts instances level by level. One that fails does not keep the others down: they may well do without it for a while."""
     for level in levels_of(instances):
-        supervisor.deliver_all(level, event)
-        yield Until(supervisor, level, is_ready)
+        # Somebody may have stopped or removed one since the walk began (I3).
+        wanted = [one for one in level if one.wanted and supervisor.instances.get(one.name) is one and allowed(one)]
+        supervisor.deliver_all(wanted, event)
+        yield Until(supervisor, wanted, is_ready)
 
 
 def levels_of(instances: Iterable[Instance]) -> list[list[Instance]]:

@@ -187,7 +187,7 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
 
     try:
         text, file, base = _read(options.file)
-        pm3_toml.load(text, file, base, options.env, elsewhere=None)
+        pm3_toml.load(text, file, base, options.env)
         tables = pm3_toml.parse(text, file)
     except DefinitionError as error:
         return _unusable(error, console)

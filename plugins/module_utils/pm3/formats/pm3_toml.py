@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from ..model import definition, graph
+from ..model import definition, loading
 from ..model.definition import Definition
 from ..model.problems import DefinitionError, Problem
 
@@ -75,58 +75,19 @@ def parse(text: str, file: str) -> dict[str, dict[str, Any]]:
 def load(
     text: str, file: str, base: str | None = None, overlay: str | None = None, elsewhere: Iterable[str] | None = ()
 ) -> dict[str, Definition]:
-    """The definitions of a pm3.toml, with absolute paths and the overlay merged in. Raises `DefinitionError` with all problems.
-
-    `base` is the folder of the file, None where there is none (then relative paths are problems). `elsewhere` names processes that
-    may be depended on without being defined here; None means that only the agent knows them, so it will have to look.
-    """
-    return load_tables(_top(text, file), file, base, overlay, elsewhere)
-
-
-def load_tables(
-    tables: Mapping[str, Any],
-    file: str,
-    base: str | None = None,
-    overlay: str | None = None,
-    elsewhere: Iterable[str] | None = (),
-) -> dict[str, Definition]:
-    """As `load`, for tables that came as data; `file` is what problems call them."""
-    found, problems = _located(tables, base, elsewhere)
-    faulty = [table for name, table in tables.items() if name not in found and isinstance(table, dict)]
+    """The definitions of a pm3.toml, as `loading.load` makes them. Raises `DefinitionError` with all problems, all in `file`."""
     try:
-        found = definition.overlaid(found, overlay)
+        return loading.load(_top(text, file), base, overlay, elsewhere)
     except DefinitionError as error:
-        if not any(f"env_{overlay}" in table for table in faulty):
-            problems += error.problems
-    if problems:
-        raise DefinitionError(problems).located(file)
-    return found
+        raise error.located(file) from None
 
 
 def load_for_start(text: str, file: str, base: str) -> dict[str, Definition]:
     """As `load`, with the overlays still in `environments`: pm3's `start` chooses among them in the agent, which knows the rest, too."""
-    found, problems = _located(_top(text, file), base, None)
+    found, problems = loading.placed(_top(text, file), base, None)
     if problems:
         raise DefinitionError(problems).located(file)
     return found
-
-
-def _located(
-    tables: Mapping[str, Any], base: str | None, elsewhere: Iterable[str] | None
-) -> tuple[dict[str, Definition], list[Problem]]:
-    """Every stage runs on what the earlier ones could use, so that one look shows all that is wrong."""
-    problems: list[Problem] = []
-    found: dict[str, Definition] = {}
-    for name in sorted(tables):
-        parsed, wrong = definition.parse(name, tables[name])
-        if parsed is not None:
-            found[name], unplaced = definition.located(parsed, base)
-            wrong = [*wrong, *unplaced]
-        problems += wrong
-    if elsewhere is None:
-        elsewhere = [graph.base(other) for one in found.values() for other in one.depends_on]
-    problems += graph.problems(found, elsewhere=[*tables, *elsewhere])
-    return found, problems
 
 
 def _top(text: str, file: str) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def _row(
 ) -> Any:
     about = {"kind": kind, "effect": effect, "help": text, "required": required, "masked": masked}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata=about)
-    return dataclasses.field(default="" if required else default, metadata=about)
+        return dataclasses.field(default_factory=dict, metadata=about)  # pylint: disable=invalid-field-call
+    return dataclasses.field(default="" if required else default, metadata=about)  # pylint: disable=invalid-field-call
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def _fields() -> dict[str, Field]:
 FIELDS: dict[str, Field] = _fields()
 
 _OVERLAY = "env_"
+_MOST_SECONDS = 100  # a bare number below it, where milliseconds are meant, was probably thought of as seconds
 _NAME_BYTES = 200  # leaves room for "-out.log.gz" and an instance number in a file name of 255 bytes
 
 
@@ -225,6 +226,19 @@ def load(tables: Mapping[str, Any]) -> dict[str, Definition]:
             found[name] = definition
     if problems:
         raise DefinitionError(problems)
+    return found
+
+
+def cautions(tables: Mapping[str, Any]) -> list[str]:
+    """Sentences about what is allowed and probably not meant, in tables as they were written."""
+    found = []
+    for name, table in tables.items():
+        for row in FIELDS.values():
+            value = table.get(row.name) if isinstance(table, Mapping) else None
+            if row.kind is kinds.MILLISECONDS and isinstance(value, int) and 0 < value < _MOST_SECONDS:
+                found.append(
+                    f'[{name}] {row.name}: {value} means {value} milliseconds; write "{value}ms" or "{value}s"'
+                )
     return found
 
 

@@ -31,7 +31,7 @@ GRACE = 0.05  # without checks: seconds to survive before counting as online (sp
 HEALTH_TIMEOUT = 30.0  # seconds that health_check may take to pass
 PROBE_PAUSE = 1.0  # seconds between a failed attempt and the next
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 30.0  # seconds
-STABLE = 10  # times min_uptime: an instance that lived so long has recovered from its earlier failures
+STABLE, LEAST_STABLE = 10, 1.0  # times min_uptime, and at least so many seconds: then earlier failures are forgotten
 
 
 class Phase(str, enum.Enum):
@@ -468,7 +468,7 @@ def _exited(life: Life, event: Event, now: float) -> Outcome:
     lived = now - life.started if life.started is not None else 0.0
     if lived >= life.policy.min_uptime:
         life = replace(life, restarts=0)
-    if lived >= STABLE * life.policy.min_uptime:
+    if lived >= max(STABLE * life.policy.min_uptime, LEAST_STABLE):
         life = replace(life, failures=0)
     life = replace(life, started=None, end=end)
     life = (

@@ -83,7 +83,7 @@ def _parsed(place: str) -> ast.expr:
 
 
 def _check(node: ast.expr, place: str) -> None:
-    if isinstance(node, ast.Constant) and type(node.value) is int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
         return
     if isinstance(node, ast.Name):
         if node.id in NAMES:

@@ -55,6 +55,10 @@ def _take(text: str, at: int, letter: str, word: list[str]) -> int:
     if letter == "\\":
         word.append(text[at : at + 1] or "\\")  # a trailing backslash is itself
         return at + 1
+    if letter == "@" and text[at : at + 1] == "{":
+        end = text.find("}", at) + 1 or len(text)
+        word.append(text[at - 1 : end])  # a placeholder is one word, whatever is in it
+        return end
     word.append(letter)
     return at
 

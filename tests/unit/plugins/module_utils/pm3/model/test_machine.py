@@ -910,7 +910,7 @@ def lives() -> Iterator[Life]:
             seen[key] = life
             for kind in TABLE[life.phase]:
                 edge.extend(
-                    step(life, event, 5.0)[0] for event in EVENTS if type(event) is kind and kind is not Redefined
+                    step(life, event, 5.0)[0] for event in EVENTS if isinstance(event, kind) and kind is not Redefined
                 )
     return iter(seen.values())
 

@@ -1,0 +1,51 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From tables, wherever they come from, to definitions that can be run: one pass, and every mistake of every stage at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import definition, graph
+from .definition import Definition
+from .problems import DefinitionError, Problem
+
+
+def load(
+    tables: Mapping[str, Any], base: str | None = None, overlay: str | None = None, elsewhere: Iterable[str] | None = ()
+) -> dict[str, Definition]:
+    """The definitions in `tables`, with absolute paths and the overlay merged in. Raises `DefinitionError` with all problems.
+
+    `base` is the folder that relative paths are relative to, None where there is none (then they are problems). `elsewhere` names
+    processes that may be depended on without being defined here; None means that only the agent knows them, so it will have to look.
+    """
+    found, problems = placed(tables, base, elsewhere)
+    faulty = [table for name, table in tables.items() if name not in found and isinstance(table, Mapping)]
+    try:
+        found = definition.overlaid(found, overlay)
+    except DefinitionError as error:
+        if not any(f"env_{overlay}" in table for table in faulty):
+            problems += error.problems
+    if problems:
+        raise DefinitionError(problems)
+    return found
+
+
+def placed(
+    tables: Mapping[str, Any], base: str | None, elsewhere: Iterable[str] | None
+) -> tuple[dict[str, Definition], list[Problem]]:
+    """As `load`, without choosing an overlay. Every stage runs on what the earlier ones could use."""
+    problems: list[Problem] = []
+    found: dict[str, Definition] = {}
+    for name in sorted(tables):
+        parsed, wrong = definition.parse(name, tables[name])
+        if parsed is not None:
+            found[name], unplaced = definition.located(parsed, base)
+            wrong = [*wrong, *unplaced]
+        problems += wrong
+    if elsewhere is None:
+        elsewhere = [graph.base(other) for one in found.values() for other in one.depends_on]
+    problems += graph.problems(found, elsewhere=[*tables, *elsewhere])
+    return found, problems
