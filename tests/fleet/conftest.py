@@ -76,11 +76,34 @@ def fleet() -> Fleet:
     return one
 
 
+def playbook(
+    fleet: Fleet, name: str, *options: str, collections: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`ansible-playbook NAME` as a person types it, with the callback on; what it prints is all in `stdout`."""
+    elsewhere = {"ANSIBLE_COLLECTIONS_PATH": str(collections)} if collections else {}
+    return subprocess.run(
+        [PLAYBOOK, "-i", fleet.inventory, name, *options],
+        env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "pm3.fleet.instances", "ANSIBLE_FORCE_COLOR": "0", **elsewhere},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="session")
 def play(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Play:
     """Runs one play over all hosts: `play([task, …], "--check", roles=[…])`. The last task's result is brought back."""
 
-    def run(tasks: list[dict[str, Any]], *options: str, hosts: str = "fleet", **keywords: Any) -> Played:
+    def run(
+        tasks: list[dict[str, Any]],
+        *options: str,
+        hosts: str = "fleet",
+        collections: Path | None = None,
+        **keywords: Any,
+    ) -> Played:
         folder = tmp_path_factory.mktemp("play")
         tell = {
             "name": "The result is brought back",
@@ -103,16 +126,7 @@ def play(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Play:
         )
         text = [{"hosts": hosts, "gather_facts": False, "vars": {"keep_going": False}, "tasks": wanted, **keywords}]
         (folder / "play.yml").write_text(yaml.safe_dump(text, sort_keys=False))
-        done = subprocess.run(
-            [PLAYBOOK, "-i", fleet.inventory, folder / "play.yml", *options],
-            env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "pm3.fleet.instances", "ANSIBLE_FORCE_COLOR": "0"},
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=300,
-            check=False,
-        )
+        done = playbook(fleet, str(folder / "play.yml"), *options, collections=collections)
         results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
         return Played(done.returncode, done.stdout, results)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from conftest import FILES, NAMES, SHOP_INSTANCES, Play, processes, shop
+from conftest import FILES, NAMES, SHOP_INSTANCES, Play, playbook, processes, shop
 from hosts import Fleet
 
 
@@ -68,3 +69,14 @@ def test_check_mode_on_a_host_without_an_agent(fleet: Fleet, play: Play) -> None
         roles=["pm3.fleet.agent"],
     )
     assert installed.status == 0, installed.output
+
+
+def test_the_site_playbook(fleet: Fleet, clean: None, tmp_path: Path) -> None:
+    source = tmp_path / "pm3.toml"
+    source.write_text('[worker]\ncommand = "sleep 1000000"\ninstances = 2\n')
+    options = ["-e", "pm3_project=shop", "-e", f"pm3_src={source}"]
+    first = playbook(fleet, "pm3.fleet.site", *options)
+    assert first.returncode == 0, first.stdout
+    assert first.stdout.count("  worker:1    created    online     new") == len(NAMES)
+    second = playbook(fleet, "pm3.fleet.site", *options)
+    assert second.stdout.count("changed=0") == len(NAMES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from conftest import SHOP_INSTANCES, Play, processes, shop
+from conftest import CHECKOUT, SHOP_INSTANCES, Play, processes, shop
 from hosts import Fleet
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -43,17 +45,29 @@ def test_sigkill_of_the_agent_touches_no_process(fleet: Fleet, play: Play, pids:
     assert play([processes(definitions=shop())], hosts="app1").output.count("changed=0") == 1
 
 
-def test_a_change_of_the_unit_upgrades_in_place(fleet: Fleet, play: Play, pids: Pids) -> None:
-    play([processes(definitions=shop())])
+def test_an_upgrade_keeps_every_process(fleet: Fleet, play: Play, pids: Pids, tmp_path: Path) -> None:
+    """From an older agent to this one: same pid, same children. The other way round works as well."""
+    older = tmp_path / "ansible_collections" / "pm3" / "fleet"
+    for name in ("plugins", "roles", "meta"):
+        shutil.copytree(CHECKOUT / name, older / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(CHECKOUT / "galaxy.yml", older)
+    version = older / "plugins" / "module_utils" / "pm3" / "__init__.py"
+    version.write_text(version.read_text().replace('VERSION = "', 'VERSION = "0.0.'))
+
+    play([processes(definitions=shop())], hosts="app1")
     before, agent = pids("app1"), fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout
-    fleet.ssh("app1", "rm -r /usr/local/lib/pm3/[0-9a-f]*[0-9a-f]")
-    done = play([{"pm3.fleet.agent": {}}], hosts="app1")
-    assert done.status == 0, done.output
-    assert done.results["app1"]["changed"] is True
-    assert done.results["app1"]["instances_kept"] == len(SHOP_INSTANCES)
-    fleet.ssh("app1", "systemctl reload pm3")
-    assert fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout == agent
-    assert pids("app1") == before
+    install = [{"pm3.fleet.agent": {}}]
+    for collections in (tmp_path, None):
+        done = play(install, hosts="app1", collections=collections)
+        assert done.status == 0, done.output
+        result = done.results["app1"]
+        assert result["changed"] is True
+        assert result["before"]["version"] != result["after"]["version"]
+        assert result["instances_kept"] == len(SHOP_INSTANCES)
+        assert pids("app1") == before
+        assert fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout == agent
+    assert play(install, hosts="app1").results["app1"]["changed"] is False
+    assert play([processes(definitions=shop())], hosts="app1").output.count("changed=0") == 1
 
 
 def test_systemctl_stop_ends_everything_and_start_brings_it_back(fleet: Fleet, play: Play, pids: Pids) -> None:

@@ -48,5 +48,5 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was probably meant to be, or None."""
     from difflib import get_close_matches  # only where there is a mistake to explain
 
-    found = get_close_matches(word, sorted(known), 1, 0.7)
+    found = get_close_matches(word, sorted(known), 1, 0.6)
     return found[0] if found else None
