@@ -39,7 +39,7 @@ if __name__ == "__main__":
     try:
         server = Server(address, Conversation)
     except OSError as error:
-        sys.exit(f"port {address[1]}: {error.strerror}")
+        sys.exit(f"port {address[1]}: {error.strerror}. Choose others: make quickstart ARGS='-e quickstart_port=28080'")
     sys.stdout.write(f"numbers are kept at {address[0]}:{address[1]}\n")
     sys.stdout.flush()
     server.serve_forever()

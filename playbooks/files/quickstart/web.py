@@ -50,7 +50,7 @@ if __name__ == "__main__":
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Visit)
     except OSError as error:
-        sys.exit(f"port {port}: {error.strerror}")
+        sys.exit(f"port {port}: {error.strerror}. Choose others: make quickstart ARGS='-e quickstart_port=28080'")
     sys.stdout.write(f"{NAME} listens on http://127.0.0.1:{port}/\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -1,0 +1,214 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What README and docs show is true: tables of fields are those of the field table, examples load, options exist.
+
+The tables are written by this test: PM3_WRITE_DOCS=1 make unit ARGS="-k test_docs"
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli.main import COMMANDS
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.formats import pm3_toml
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import definition, kinds, loading, rows
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import FIELDS, Effect, Field
+
+ROOT = pathlib.Path(__file__).parents[2]
+README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "fields.md"
+PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
+MODULES = ("agent", "processes", "process_info")
+
+_TABLE = re.compile(r"(<!-- fields: .*? -->\n).*?(<!-- end of fields -->\n)", re.DOTALL)
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_ROW = re.compile(r"^(?:  )?(\S+) +(\w+) +(\w+)(?: +(.+))?$")
+_COSTS = {
+    Effect.RESTART: "replaces it",
+    Effect.HOT: "applied while it runs",
+    Effect.NONE: "costs nothing",
+    Effect.INSTANCES: "adds or removes",
+}
+
+
+# --- the tables of fields --------------------------------------------------------------------------------------------
+
+
+def written(row: Field) -> str:
+    """The field as a person writes it."""
+    return "env_NAME" if row.name == "environments" else row.name
+
+
+def default(row: Field) -> str:
+    if row.required:
+        return "required"
+    if row.default in (None, (), {}):
+        return ""
+    if isinstance(row.default, str):
+        return f'`"{row.default}"`'
+    unit = {kinds.MILLISECONDS: "ms", kinds.SECONDS: "s"}.get(row.kind, "")
+    return f"`{row.default}{' ' * bool(unit)}{unit}`"
+
+
+def takes(row: Field) -> str:
+    if row.kind.choices:
+        return ", ".join(f'`"{choice}"`' for choice in row.kind.choices)
+    return (kinds.ENVIRONMENT if row.kind is kinds.OVERLAYS else row.kind).words
+
+
+def short_table() -> str:
+    lines = ["| field | default | |", "|---|---|---|"]
+    lines += [f"| `{written(row)}` | {default(row)} | {row.help} |" for row in FIELDS.values()]
+    return "\n".join(lines) + "\n"
+
+
+def full_table() -> str:
+    lines = ["| field | takes | default | a change | meaning |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{written(row)}` | {takes(row)} | {default(row)} | {_COSTS[row.effect]} | {row.help} |"
+        for row in FIELDS.values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(("page", "table"), [(README, short_table), (REFERENCE, full_table)], ids=["README", "fields"])
+def test_tables_of_fields_are_the_field_table(page: pathlib.Path, table: Any) -> None:
+    text = page.read_text(encoding="utf-8")
+    expected, count = _TABLE.subn(lambda found: found.group(1) + table() + found.group(2), text)
+    assert count == 1, "the marks around the table of fields are missing"
+    if os.environ.get("PM3_WRITE_DOCS"):
+        page.write_text(expected, encoding="utf-8")
+    else:
+        assert text == expected, 'write it anew: PM3_WRITE_DOCS=1 make unit ARGS="-k test_docs"'
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[Any]:
+    """All blocks of a language on all pages, each with a name that says where it is."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in _BLOCK.finditer(text):
+            if block.group(1) == language:
+                line = text.count("\n", 0, block.start()) + 1
+                found.append(pytest.param(block.group(2), id=f"{page.relative_to(ROOT)}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_toml_examples_load(text: str) -> None:
+    pm3_toml.load(text, "example", base="/srv")
+    assert definition.cautions(pm3_toml.parse(text, "example")) == []
+
+
+def documented(module: str) -> dict[str, Any]:
+    """The options that a task may give to one of our modules."""
+    package = "ansible_collections.pm3.fleet.plugins"
+    options: dict[str, Any] = {}
+    for text in (
+        importlib.import_module(f"{package}.doc_fragments._agent").ModuleDocFragment.DOCUMENTATION,
+        importlib.import_module(f"{package}.modules.{module}").DOCUMENTATION,
+    ):
+        options.update(yaml.safe_load(text)["options"])
+    return {name: about for name, about in options.items() if not about["description"][0].startswith("Not for tasks")}
+
+
+def role_variables(role: str) -> set[str]:
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+    return set(specs["argument_specs"]["main"]["options"])
+
+
+def tasks_of(found: Any) -> Iterator[dict[str, Any]]:
+    """All tasks of a parsed playbook or list of tasks, those in blocks included."""
+    for entry in found if isinstance(found, list) else []:
+        nested = [
+            entry.get(key) for key in ("pre_tasks", "tasks", "post_tasks", "handlers", "block", "rescue", "always")
+        ]
+        if any(nested) or "hosts" in entry:
+            for tasks in nested:
+                yield from tasks_of(tasks)
+        else:
+            yield entry
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_examples_use_what_there_is(text: str) -> None:
+    parsed = yaml.safe_load(text)
+    assert isinstance(parsed, list)
+    for play in parsed:
+        for role in play.get("roles", []):
+            name = role["role"] if isinstance(role, dict) else role
+            assert name.startswith("pm3.fleet.")
+            given = {**play.get("vars", {}), **(role if isinstance(role, dict) else {})}
+            variables = role_variables(name.rpartition(".")[2])
+            assert {key for key in given if key.startswith("pm3_")} <= variables
+    for task in tasks_of(parsed):
+        for action, options in task.items():
+            if action.startswith("pm3.fleet."):
+                module = action.rpartition(".")[2]
+                assert module in MODULES
+                known = documented(module)
+                assert set(options or {}) <= set(known)
+                assert {name for name, about in known.items() if about.get("required")} <= set(options or {})
+                if "definitions" in (options or {}):
+                    loading.load(options["definitions"], base="/srv")
+
+
+def reported() -> list[Any]:
+    found = []
+    for block in blocks("console"):
+        (text,) = block.values
+        lines = [_ROW.match(line) for line in text.splitlines()]
+        shown = [line for line in lines if line and line.group(3) in ("online", "stopped", "errored", "removed")]
+        found.append(pytest.param(shown, id=block.id))
+    return found
+
+
+@pytest.mark.parametrize("shown", [*reported()])
+def test_lines_per_instance_look_as_they_do(shown: list[re.Match[str]]) -> None:
+    made = [
+        {
+            "name": line.group(1),
+            "action": "none" if line.group(2) == "ok" else line.group(2),
+            "status": line.group(3),
+            "reason": line.group(4) or "",
+            "changes": [],
+            "log_tail": [],
+        }
+        for line in shown
+    ]
+    assert rows.report(made) == [line.group(0).strip() for line in shown]
+
+
+# --- commands and links ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_links_are_there(page: pathlib.Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= targets
+    assert set(re.findall(r"`pm3 ([a-z]+)", text)) <= set(COMMANDS)
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_plugin_is_in_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    for module in MODULES:
+        assert f"module `{module}`" in text
+    for role in (ROOT / "roles").iterdir():
+        assert f"role [`{role.name}`]" in text
+        own = (role / "README.md").read_text(encoding="utf-8")
+        assert set(re.findall(r"^\| `(\w+)`", own, re.MULTILINE)) == role_variables(role.name)
+    for playbook in (ROOT / "playbooks").glob("*.yml"):
+        assert f"playbook `{playbook.stem}`" in text
