@@ -50,6 +50,8 @@ class CallbackModule(CallbackBase):
         report, instances = found.get("report"), found.get("instances")
         if not isinstance(report, list) or not isinstance(instances, list) or not report:
             return
+        if found.get("failed") and "\n".join(report) in str(found.get("msg")):
+            return  # everybody has seen them in the message
         stdout = str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).rpartition(".")[2]
         if stdout in ("json", "jsonl", "null"):
             return

@@ -52,6 +52,7 @@ _OURS = (
     "store.sqlite-shm",
     "agent.log",
     "managed",
+    "start.lock",
     "logs",
     "run",
 )

@@ -60,7 +60,7 @@ def nothing(project: str | None) -> Document:
         "timed_out": False,
         "in_progress": False,
         "instances": [],
-        "summary": {"ok": 0, "changed": 0, "failed": 0},
+        "summary": {"ok": 0, "changed": 0, "failed": 0, "skipped": 0},
         "report": [],
     }
 

@@ -209,7 +209,10 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
     }
     answer = _walked(request, agent, console)
     if answer.get("type") == "error":
-        return _refused(answer, console)
+        status = _refused(answer, console)
+        if not options.project and not console.as_json and "belongs to project" in str(answer.get("message")):
+            console.error(f"the project is {project}, after the folder; --project names another")
+        return status
     if console.as_json:
         console.document(answer)
     else:
@@ -246,6 +249,8 @@ def _result(kind: str, result: Document, console: Console) -> None:
         summary = f"{counts.get('ok', 0)} ok, {counts.get('changed', 0)} to change"
     else:
         summary = f"{counts.get('ok', 0)} ok, {counts.get('changed', 0)} changed, {counts.get('failed', 0)} failed"
+        if counts.get("skipped"):
+            summary += f", {counts['skipped']} skipped"
     revision = f" (revision {result['revision']})" if kind == "apply" and result.get("revision") is not None else ""
     console.line(f"project {result.get('project')}{revision}: {summary}")
     if not result.get("ok"):

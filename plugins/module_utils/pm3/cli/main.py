@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
         "show the last lines of output",
         (
             _argument("name", nargs="?", metavar="NAME", help="a process, an instance or a group; none: all"),
-            _argument("--lines", type=int, default=15, metavar="N", help="lines per stream, default 15"),
+            _argument("-n", "--lines", type=int, default=15, metavar="N", help="lines per stream, default 15"),
             _argument("-f", "--follow", action="store_true", help="go on with what comes"),
         ),
     ),

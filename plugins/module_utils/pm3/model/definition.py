@@ -80,6 +80,11 @@ class Definition:
     secrets: Mapping[str, str] = _row(
         kinds.SECRETS, Effect.RESTART, "Environment variables whose values are masked in every output.", {}, masked=True
     )
+    user: str | None = _row(
+        kinds.USER,
+        Effect.RESTART,
+        "User, or user:group, to run as; the agent must run as root. Default: the agent's own.",
+    )
     instances: int | str = _row(
         kinds.INSTANCES,
         Effect.INSTANCES,

@@ -202,6 +202,15 @@ def duration(value: Any, unit_ms: int) -> Any:
     return _integer(number, 0, U64)
 
 
+_ACCOUNT = re.compile(r"[^\s:/,]+(?::[^\s:/,]+)?")  # as useradd(8) allows, and as directories elsewhere do
+
+
+def _user(value: Any) -> str:
+    if not _ACCOUNT.fullmatch(text(value)):
+        raise Unfit('expected "name" or "name:group"')
+    return text(value)
+
+
 def _url(value: Any) -> str:
     checks.parse(placeholders.expand(_placed_text(value), placeholders.Scope(0, 1, "process", "name", "project")))
     return text(value)
@@ -234,4 +243,5 @@ EXIT_CODES = Kind("a list of exit codes", _exit_codes, "list", "int")
 SIGNAL = Kind("the name of a signal", _signal)
 MILLISECONDS = Kind('milliseconds, or a time such as "10s"', lambda value: duration(value, 1))
 SECONDS = Kind('seconds, or a time such as "2m"', lambda value: duration(value, 1000))
+USER = Kind('a user, "name" or "name:group"', _user)
 URL = Kind("http://…, https://… or tcp://host:port", _url)

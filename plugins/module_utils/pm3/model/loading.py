@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import definition, graph
@@ -39,13 +40,25 @@ def placed(
     """As `load`, without choosing an overlay. Every stage runs on what the earlier ones could use."""
     problems: list[Problem] = []
     found: dict[str, Definition] = {}
+    linked: dict[str, Definition] = {}  # with those that are of no use but for what they depend on
     for name in sorted(tables):
         parsed, wrong = definition.parse(name, tables[name])
         if parsed is not None:
             found[name], unplaced = definition.located(parsed, base)
             wrong = [*wrong, *unplaced]
+        linked[name] = found.get(name) or _links(name, tables[name])
         problems += wrong
     if elsewhere is None:
-        elsewhere = [graph.base(other) for one in found.values() for other in one.depends_on]
-    problems += graph.problems(found, elsewhere=[*tables, *elsewhere])
+        elsewhere = [graph.base(other) for one in linked.values() for other in one.depends_on]
+    problems += graph.problems(linked, elsewhere)
     return found, problems
+
+
+def _links(name: str, table: Any) -> Definition:
+    """Of a table that has mistakes, what it depends on and how many instances it has, where these can be read."""
+    bare = {key: table.get(key) for key in ("depends_on", "instances")} if isinstance(table, Mapping) else {}
+    for keys in (bare, {"depends_on": bare.get("depends_on")}, {}):
+        parsed, _wrong = definition.parse("process", {**keys, "command": "true"})
+        if parsed is not None:
+            return replace(parsed, name=name)
+    raise AssertionError("a table with a command alone is one that can be used")

@@ -43,6 +43,7 @@ class Action(str, enum.Enum):
     STOPPED = "stopped"
     REMOVED = "removed"
     FAILED = "failed"  # only in results: the change did not succeed
+    SKIPPED = "skipped"  # only in results: another one had failed before its turn came
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,17 @@ def masked(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+def skipped(made: Row, reason: str) -> Row:
+    """The row of a change that was not begun."""
+    return {**made, "action": Action.SKIPPED.value, "changed": False, "reason": reason, "changes": []}
+
+
 def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    counts = {"ok": 0, "changed": 0, "failed": 0}
+    """How many instances there are of each kind: as described already, changed, failed, or not reached."""
+    counts = {"ok": 0, "changed": 0, "failed": 0, "skipped": 0}
     for one in rows:
-        counts["failed" if one["action"] == Action.FAILED.value else "changed" if one["changed"] else "ok"] += 1
+        kind = one["action"] if one["action"] in (Action.FAILED.value, Action.SKIPPED.value) else None
+        counts[kind or ("changed" if one["changed"] else "ok")] += 1
     return counts
 
 

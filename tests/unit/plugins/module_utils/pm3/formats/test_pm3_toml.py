@@ -137,6 +137,7 @@ def test_all_problems_of_all_stages_at_once() -> None:
         "[db] cwd: a relative path needs a base: give an absolute one, or chdir",
         '[top]: expected a table such as [web] with command = "…" in it',
         "[web] when: unknown field",
+        "[web] depends_on: depends on dbb, which is not defined; did you mean db?",
         "[worker] depends_on: depends on nothing, which is not defined",
         "unknown environment: 'prod'; no process defines one",
     ]

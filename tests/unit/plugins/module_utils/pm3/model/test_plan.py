@@ -293,6 +293,7 @@ OTHER: dict[str, Any] = {
     "instances": 3,
     "depends_on": ["db"],
     "group": "front",
+    "user": "shop",
     "restart": "always",
     "max_restarts": 3,
     "min_uptime": "5s",
