@@ -15,10 +15,12 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Callable
 
+from . import spawn
 from .loop import READ, Loop
+from .spawn import Process
 
 ANCHOR = "anchor"  # the leaf into which the unit's own process is moved: processes may live in leaves only
 UNIT = "pm3-cells.service"
@@ -43,17 +45,17 @@ class Cells:
         os.makedirs(path, exist_ok=True)
         return os.path.join(path, "cgroup.procs")
 
-    def members(self, spawn_id: str, session: int | None = None) -> list[int]:
-        """The processes of an instance, its zombies left out."""
+    def members(self, spawn_id: str, leader: Process | None) -> list[int]:
+        """The processes of an instance, its zombies left out. `leader` is its main process, which may have ended."""
         if self.root is None:
-            return session_members(session) if session is not None else []
+            return session_members(leader) if leader is not None else []
         try:
             return [int(line) for line in _read(os.path.join(self.root, spawn_id, "cgroup.procs")).split()]
         except OSError:
             return []
 
-    def kill(self, spawn_id: str, session: int | None) -> None:
-        """SIGKILL to every process of the instance. `session` is its session's (and first process group's) id."""
+    def kill(self, spawn_id: str, leader: Process | None) -> None:
+        """SIGKILL to every process of the instance."""
         if self.root is not None:
             try:
                 with open(os.path.join(self.root, spawn_id, "cgroup.kill"), "w", encoding="ascii") as file:
@@ -61,14 +63,12 @@ class Cells:
                 return
             except OSError:
                 pass  # Linux before 5.14 has no cgroup.kill
-        for pid in self.members(spawn_id, session):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(lambda: self.members(spawn_id, leader))
 
-    def when_empty(self, spawn_id: str, callback: Callable[[], None]) -> bool:
-        """Calls `callback` once no process is left in the cell; True when there is none already (and no call follows)."""
+    def when_empty(self, spawn_id: str, leader: Process | None, callback: Callable[[], None]) -> bool:
+        """Calls `callback` once no process of the instance is left; True when there is none already (and no call follows)."""
         if self.root is None:
-            return True
+            return self.when_none(lambda: self.members(spawn_id, leader), callback)
         try:
             fd = os.open(os.path.join(self.root, spawn_id, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -79,6 +79,39 @@ class Cells:
         self._emptied[fd] = (spawn_id, callback)
         self._events.register(fd, select.EPOLLPRI)
         return False
+
+    def when_none(self, find: Callable[[], Iterable[int]], callback: Callable[[], None]) -> bool:
+        """Calls `callback` once `find` finds no process any more; True when it finds none now (and no call follows).
+
+        By pidfd, not by SIGCHLD: what an instance left behind is the child of whoever is its nearest subreaper, and after a crash of
+        ours that is not us.
+        """
+        for pid in find():
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+
+            def ended(pidfd: int = pidfd) -> None:
+                self._loop.unwatch(pidfd)
+                os.close(pidfd)
+                if self.when_none(find, callback):
+                    callback()
+
+            self._loop.watch(pidfd, READ, ended)
+            return False
+        return True
+
+    def end(self, spawn_id: str, then: Callable[[], None]) -> None:
+        """Ends what is in a cell of which nobody knows more than its name, and removes it; then calls `then`."""
+
+        def emptied() -> None:
+            self.remove(spawn_id)
+            then()
+
+        self.kill(spawn_id, None)
+        if self.when_empty(spawn_id, None, emptied):
+            emptied()
 
     def remove(self, spawn_id: str) -> None:
         """Removes the cell of an instance that has ended, with the cgroups that its processes may have made in it."""
@@ -134,17 +167,35 @@ def spawned_with(variable: str, value: str) -> Iterator[int]:
                 continue
 
 
-def session_members(session: int) -> list[int]:
-    """The processes of a session, its zombies left out."""
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _session_of(entry) == session]
+def kill_all(find: Callable[[], Iterable[int]]) -> None:
+    """SIGKILL to everything that `find` finds, until it finds nothing new: what has the signal pending cannot fork any more."""
+    signalled: set[int] = set()
+    while True:
+        found = set(find()) - signalled
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        signalled |= found
 
 
-def _session_of(pid: str) -> int | None:
+def session_members(leader: Process) -> list[int]:
+    """The processes of the session that `leader` began, its zombies left out.
+
+    A number is not given to another process while a session has it. So if another has it now, nobody was left.
+    """
+    if spawn.start_time(leader.pid) not in (None, leader.start_time):
+        return []
+    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    return [pid for pid in pids if _session_of(pid) == leader.pid and spawn.is_running(pid)]
+
+
+def _session_of(pid: int) -> int | None:
     try:
-        state, _parent, _group, session = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:4]
-    except (OSError, ValueError):
+        return os.getsid(pid)
+    except OSError:
         return None
-    return None if state in "ZX" else int(session)
 
 
 def _cgroup2_mount() -> str | None:

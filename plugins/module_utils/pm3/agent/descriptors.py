@@ -25,6 +25,7 @@ class ServiceManager:
 
     def __init__(self, address: str | None) -> None:
         self._socket: socket.socket | None = None
+        self._kept: dict[str, int] = {}  # how many descriptors, by name
         self._name_bytes = 0
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -46,16 +47,20 @@ class ServiceManager:
         if self._name_bytes + (len(name) + 1) * len(listed) > _MOST_NAME_BYTES:
             return False
         self._name_bytes += (len(name) + 1) * len(listed)
+        self._kept[name] = self._kept.get(name, 0) + len(listed)
         return self.tell("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=listed)
 
-    def forget(self, name: str, count: int) -> None:
-        """Drops the `count` descriptors kept under `name`."""
-        self._name_bytes = max(0, self._name_bytes - (len(name) + 1) * count)
-        self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+    def forget(self, name: str) -> None:
+        """Drops what is kept under `name`."""
+        count = self._kept.pop(name, 0)
+        if count:
+            self._name_bytes -= (len(name) + 1) * count
+            self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def account(self, inherited: Mapping[str, list[int]]) -> None:
         """Counts what an earlier agent had kept, and is kept still."""
-        self._name_bytes = sum((len(name) + 1) * len(fds) for name, fds in inherited.items())
+        self._kept = {name: len(fds) for name, fds in inherited.items()}
+        self._name_bytes = sum((len(name) + 1) * count for name, count in self._kept.items())
 
 
 def inherited() -> dict[str, list[int]]:

@@ -38,6 +38,7 @@ from .tasks import Steps, Task
 
 _LOCK, _LISTEN = "agent-lock", "agent-listen"  # hyphens, so that no spawn id is ever the same
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _CHECK_SECONDS = 30  # in which a new version must show that it can run
 
 
@@ -92,6 +93,7 @@ class Agent:
         )
         self._requests = Requests(self._supervisor, self._hello, self._shut_down)
         self._server: Server | None = None
+        self._signals = -1  # the numbers of those that have come
         self._ending = False
         self._status = 0
 
@@ -100,11 +102,14 @@ class Agent:
         fresh = self._store.get("boot") != self._boot or self._store.get("ended") == "orderly"
         listener = self._inherited.pop(_LISTEN, [None])[0]
         self._manager.account(self._inherited)
-        self._supervisor.restore(self._store.instances(), self._inherited)
-        self._store.set("boot", self._boot)
-        self._store.set("ended", "")
-        if fresh:
-            self._requests.start_wanted()
+        try:
+            self._store.tidy()
+        except StoreError as error:
+            diagnose(str(error))
+        cut_off = self._supervisor.restore(self._store.instances(), self._inherited)
+        instances = self._supervisor.instances.values()
+        wanted = [one for one in instances if one.wanted and (one in cut_off or (fresh and walks.rests(one)))]
+        self._requests.come_up(wanted, self._is_up)
         self._server = Server(
             self._loop, paths.socket(self._data_dir), self._requests.handle, _on_error, self._group(), listener
         )
@@ -113,6 +118,11 @@ class Agent:
         self._feed_watchdog()
         self._loop.run()
         return self._status
+
+    def _is_up(self) -> None:
+        """Only now: should we die before, then the next agent is still one after a boot, or after an orderly end."""
+        self._store.set("boot", self._boot)
+        self._store.set("ended", "")
 
     def _path(self, name: str) -> str:
         return os.path.join(self._data_dir, name)
@@ -159,8 +169,11 @@ class Agent:
         return {identity: spawn.from_wait_status(status) for fd in self._seen for identity, status in ends(fd).items()}
 
     def _write_pid(self) -> None:
-        with open(self._path("pm3.pid"), "w", encoding="ascii") as file:
-            file.write(str(os.getpid()))
+        try:
+            with open(self._path("pm3.pid"), "w", encoding="ascii") as file:
+                file.write(str(os.getpid()))
+        except OSError as error:
+            diagnose(f"{self._path('pm3.pid')}: {error}")  # a full disk is no reason not to supervise
 
     # News
 
@@ -174,9 +187,13 @@ class Agent:
         if self._cells.root is None:
             _become_subreaper()
             signal.signal(signal.SIGCHLD, _noted)
+        self._signals = read
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, _SIGNALS
+        )  # an upgrade in place blocks them, lest one kills us in its midst
 
         def news() -> None:
-            numbers = set(os.read(read, 4096))
+            numbers = self._noted_signals()
             if signal.SIGCHLD in numbers:
                 self._supervisor.reap_orphans()
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -185,6 +202,12 @@ class Agent:
                 self._upgrade()
 
         self._loop.watch(read, READ, news)
+
+    def _noted_signals(self) -> set[int]:
+        try:
+            return set(os.read(self._signals, 4096))
+        except BlockingIOError:
+            return set()
 
     def _feed_watchdog(self) -> None:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2_000_000
@@ -216,6 +239,7 @@ class Agent:
         self._ending = True
         if self._server is not None:
             self._server.close()
+        self._requests.abandon()
         self._manager.tell("STOPPING=1")
         Task(self._stop_all()).start().begin(self._ended)
 
@@ -252,7 +276,9 @@ class Agent:
                 ran = subprocess.run(  # pylint: disable=ansible-bad-function
                     [*command, "--version"], capture_output=True, timeout=_CHECK_SECONDS, check=False
                 )
-                wrong = ran.stderr.decode("utf-8", "replace").strip() if ran.returncode else ""
+                # Its status alone proves nothing: as a subreaper we may have collected it, and then it looks like 0.
+                good = ran.returncode == 0 and ran.stdout
+                wrong = "" if good else ran.stderr.decode("utf-8", "replace").strip() or "it does not tell its version"
             except (OSError, subprocess.TimeoutExpired) as error:
                 wrong = str(error)
             if wrong:
@@ -265,6 +291,11 @@ class Agent:
     def _become(self, command: list[str]) -> None:
         if self._ending or self._server is None:
             return
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        if self._noted_signals() & {signal.SIGTERM, signal.SIGINT}:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self._shut_down()
+            return
         self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * 1_000_000)}")
         self._supervisor.flush()
         self._pumps.close()
@@ -275,7 +306,7 @@ class Agent:
             ENDS_NAME: self._seen,
         }
         self._store.close()
-        variables = descriptors.hand_over(kept)
+        variables = {**descriptors.hand_over(kept), **spawn.variables()}
         try:
             os.execve(command[0], command, {**os.environ, **variables, "PM3_DATA_DIR": self._data_dir})
         except OSError as error:

@@ -10,7 +10,6 @@ listening: what it began is carried through.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
@@ -41,6 +40,7 @@ class Requests:
         self._shutdown = shutdown
         self.projects: dict[str, Revision] = supervisor.store.projects()
         self._turns = Turns()
+        self._tasks: set[Task] = set()
         self._coming_up: set[str | None] = set()  # projects of which `start_wanted` still starts what has to wait
         self._do: dict[str, Callable[[Document, Peer, Client], None]] = {
             "hello": lambda request, peer, client: client.finish(self._hello()),
@@ -81,13 +81,17 @@ class Requests:
     def _snapshot(self, request: Document, _peer: Peer, client: Client) -> None:
         found = self._selected(request["project"], request["names"])
 
+        def is_there(one: Instance) -> bool:
+            return self._supervisor.instances.get(one.name) is one
+
         def answer(_waited: Any = None) -> None:
+            shown = [one for one in found if is_there(one)]
             projects = {name: one for name, one in self.projects.items() if request["project"] in (None, name)}
             client.finish(
                 {
                     "type": "snapshot",
                     "agent": self._hello(),
-                    "instances": [views.snapshot(self._supervisor, one, request["log_lines"]) for one in found],
+                    "instances": [views.snapshot(self._supervisor, one, request["log_lines"]) for one in shown],
                     "definitions": views.definitions(
                         self._supervisor, {name: one.definitions for name, one in projects.items()}
                     ),
@@ -101,7 +105,13 @@ class Requests:
         if request["wait_for"] is None:
             answer()
         else:
-            wait = walks.Until(self._supervisor, found, views.is_online, float(request["timeout"]))
+            wait = walks.Until(
+                self._supervisor,
+                found,
+                lambda one: views.is_online(one) or not is_there(one),
+                float(request["timeout"]),
+            )
+            client.on_gone = wait.cancel
             wait.begin(answer)
 
     def _selected(self, project: str | None, names: Sequence[str] | None) -> list[Instance]:
@@ -173,10 +183,10 @@ class Requests:
             number = self._keep(project, found, request["label"], peer) if changed else self._revision(project)
             made = yield from walk.steps()
             if found.changed or changed:
-                self._make_durable()
+                self._supervisor.checkpoint()
             client.finish(self._result(request, found, made, number))
 
-        self._in_turn([project], steps, client)
+        self._in_turn([project], request["definitions"], steps, client)
 
     def _planned(self, request: Document) -> Plan:
         project, state = request["project"], State(request["state"])
@@ -222,11 +232,6 @@ class Requests:
         self.projects[project] = made
         return made.revision
 
-    def _make_durable(self) -> None:
-        """Off the loop: it waits for the disk."""
-        self._supervisor.flush()
-        threading.Thread(target=self._supervisor.store.checkpoint, daemon=True).start()
-
     def _result(
         self, request: Document, found: Plan, made: list[rows.Row], revision: int, in_progress: bool = False
     ) -> Document:
@@ -255,10 +260,12 @@ class Requests:
         running = {one.process for one in self._supervisor.instances.values()}
         configs = loading.load(request["configs"], None, request["env"], elsewhere=running)
         chosen = _with_dependencies(configs, _chosen(configs, request["names"]))
-        owners = {one.project for one in self._supervisor.instances.values() if one.process in chosen}
-        project = owners.pop() if len(owners) == 1 else None
+        project = self._owner(chosen)
 
         def steps() -> Steps:
+            if self._owner(chosen) != project:  # what went before it has changed that, so another turn is due
+                self._start(request, _peer, client)
+                return
             found = plan(
                 project,
                 {name: configs[name] for name in configs if name in chosen},
@@ -280,19 +287,24 @@ class Requests:
             made = yield from walk.steps()
             client.finish(_started(made))
 
-        self._in_turn([project], steps, client)
+        self._in_turn([project], chosen, steps, client)
+
+    def _owner(self, processes: Iterable[str]) -> str | None:
+        """The project that all of them belong to, as far as they exist; None where there is no such one."""
+        owners = {one.project for one in self._supervisor.instances.values() if one.process in processes}
+        return owners.pop() if len(owners) == 1 else None
 
     def _stop(self, request: Document, _peer: Peer, client: Client) -> None:
         targets = self._targets(request["names"])
         running = [one for one in targets if not walks.rests(one)]
         for one in targets:
-            self._supervisor.change(one, wanted=False)
+            self._supervisor.change(one, wanted=False, stops=one.stops + 1)
 
         def steps() -> Steps:
-            yield from walks.stop_in_order(self._supervisor, targets)
-            resisting = [one.name for one in targets if not walks.rests(one)]
+            resisting = yield from walks.stop_in_order(self._supervisor, targets)
             if resisting:
-                client.finish(messages.error(f"failed to stop '{', '.join(resisting)}': it does not react to SIGKILL"))
+                names = ", ".join(one.name for one in resisting)
+                client.finish(messages.error(f"failed to stop '{names}': it does not react to SIGKILL"))
             else:
                 client.finish(messages.success("stopped: " + ", ".join(one.name for one in running)))
 
@@ -312,7 +324,8 @@ class Requests:
             else:
                 client.finish(messages.success("restarted: " + ", ".join(one.name for one in targets)))
 
-        self._in_turn({one.project for one in self._to_restart(request["names"])}, steps, client)
+        targets = self._to_restart(request["names"])
+        self._in_turn({one.project for one in targets}, {one.process for one in targets}, steps, client)
 
     def _to_restart(self, names: Sequence[str] | None) -> list[Instance]:
         """What is named, and what depends on it; but a dependent that was stopped on purpose stays so (I3)."""
@@ -331,29 +344,45 @@ class Requests:
 
     # Turns
 
-    def start_wanted(self) -> None:
-        """After a boot or an orderly end: everything that is meant to run, in order."""
-        wanted = [one for one in self._supervisor.instances.values() if one.wanted and walks.rests(one)]
+    def come_up(self, instances: Iterable[Instance], then: Callable[[], None]) -> None:
+        """Starts what is meant to run, in order: after a boot or an orderly end, or where a crash cut a change off."""
+        wanted = list(instances)
+
+        def over(task: Task) -> None:
+            self._tasks.discard(task)
+            then()
+            task.value()
 
         self._coming_up = {one.project for one in wanted}
-        Task(
+        task = Task(
             walks.start_in_order(self._supervisor, wanted, machine.Start(), lambda one: one.project in self._coming_up)
-        ).start()
+        )
+        self._tasks.add(task)
+        # On the loop, which tells errors.
+        self._supervisor.loop.soon(lambda: task.start().begin(over))
 
-    def _in_turn(self, projects: Iterable[str | None], steps: Callable[[], Steps], client: Client) -> None:
-        """Runs a change when the changes of the same projects that were asked for before it are done."""
-        keys = set(projects)
+    def abandon(self) -> None:
+        """The agent is ending: nothing that is under way may start anything any more."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _in_turn(
+        self, projects: Iterable[str | None], processes: Iterable[str], steps: Callable[[], Steps], client: Client
+    ) -> None:
+        """Runs a change when the changes of the same projects and processes that were asked for before it are done."""
+        owners = set(projects)
 
         def begin(done: Callable[[], None]) -> None:
-            self._coming_up -= keys  # from here on the change decides what of them starts
+            self._coming_up -= owners  # from here on the change decides what of them starts
             self._run(steps, client, done)
 
-        self._turns.take(keys, begin)
+        self._turns.take([*(("project", name) for name in owners), *(("process", name) for name in processes)], begin)
 
     def _run(self, steps: Callable[[], Steps], client: Client, then: Callable[[], None] = lambda: None) -> None:
         """Runs a task to its end; what it raises becomes the client's answer."""
 
         def over(task: Task) -> None:
+            self._tasks.discard(task)
             try:
                 task.value()
             except DefinitionError as error:
@@ -366,7 +395,9 @@ class Requests:
             finally:
                 then()
 
-        Task(steps()).start().begin(over)
+        task = Task(steps())
+        self._tasks.add(task)
+        task.start().begin(over)
 
 
 class Refused(Exception):

@@ -33,7 +33,8 @@ ulimit -S -n "$files" && exec "$@"
 """
 _SHELL = "/bin/sh"
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
-_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # as we were given it, before raise_limit
+OPEN_FILES = "PM3_OPEN_FILES"  # by this variable an upgrade in place hands on what the first of us was given
+_OPEN_FILES = int(os.environ.pop(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))  # before raise_limit
 
 
 class SpawnError(Exception):
@@ -46,7 +47,7 @@ class Process:
 
     pid: int
     start_time: int
-    pidfd: int
+    pidfd: int  # -1: it has ended, and nobody kept one; what it left behind is known by its number all the same
 
 
 def spawn(
@@ -75,6 +76,7 @@ def spawn(
         return Process(child.pid, start_time(child.pid) or 0, os.pidfd_open(child.pid))
     except OSError as error:
         os.kill(child.pid, 9)
+        os.waitpid(child.pid, 0)
         raise SpawnError(f"cannot watch {argv[0]}: {_reason(error)}") from error
 
 
@@ -135,6 +137,17 @@ def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None when there is none (proc(5), field 22 of stat)."""
     stat = _stat(pid)
     return int(stat[19]) if stat is not None else None
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; a zombie does not run."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] not in b"ZX"
+
+
+def variables() -> dict[str, str]:
+    """What an upgrade in place adds to its environment, so that our children's limit stays what it is."""
+    return {OPEN_FILES: str(_OPEN_FILES)}
 
 
 def _stat(pid: int) -> list[bytes] | None:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Callable
 
 from ..model import definition as definitions
 from ..model.definition import Definition
@@ -36,6 +36,9 @@ CREATE TABLE instances (
 ) WITHOUT ROWID;
 """
 _REVISIONS_KEPT = 20  # for each project
+_COMMITS = 64  # after which the log of the database (WAL) is due to be emptied into it
+_BUSY = 200  # milliseconds that a commit waits for somebody else's, for instance a person with sqlite3
+_IDS = 4096  # bodies of definitions that are known by heart
 
 
 class StoreError(Exception):
@@ -79,6 +82,7 @@ class Store:
         self._path = path
         self._ids: dict[str, int] = {}  # body -> id of definitions in the file
         self._by_id: dict[int, Definition] = {}
+        self._commits = 0  # since the last checkpoint
         try:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
@@ -95,6 +99,7 @@ class Store:
             os.umask(mask)
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # it would wait for the disk on the loop
+        db.execute("PRAGMA journal_size_limit = 1048576")  # bytes to which its file shrinks after a burst
         db.execute("PRAGMA cache_size = -512")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
@@ -103,7 +108,14 @@ class Store:
             raise StoreError(
                 f"{self._path} has schema {version}, this agent reads {SCHEMA}; install the agent that wrote it"
             )
+        db.execute(f"PRAGMA busy_timeout = {_BUSY}")
         return db
+
+    def tidy(self) -> None:
+        """Forgets definitions, with their secrets, that no instance has any more. Only before anything else was done."""
+        self._write(
+            lambda: self._db.execute("DELETE FROM definitions WHERE id NOT IN (SELECT definition FROM instances)")
+        )
 
     def close(self) -> None:
         self._db.close()
@@ -115,23 +127,41 @@ class Store:
         return str(row[0]) if row else None
 
     def set(self, key: str, value: str) -> None:
+        self._write(lambda: self._set(key, value))
+
+    def _set(self, key: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _write(self, work: Callable[[], object]) -> None:
+        """Does `work` in one transaction. Raises `StoreError` when it cannot be: the disk is full, or somebody else is writing."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            work()
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            self._ids.clear()  # some may be of rows that are now not there
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"{self._path} cannot be written: {error}") from error
+            raise
+        self._commits += 1
 
     # Instances
 
-    def save(self, changed: Iterable[Record], removed: Iterable[str] = ()) -> None:
-        """Records instances as they are now, in one transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+    def save(self, changed: Iterable[Record], removed: Iterable[str], facts: Mapping[str, str]) -> None:
+        """Records instances and facts as they are now, in one transaction. Raises `StoreError`."""
+
+        def work() -> None:
             self._db.executemany("DELETE FROM instances WHERE name = ?", ((name,) for name in removed))
             self._db.executemany(
                 "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (self._columns(record) for record in changed),
             )
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
+            for key, value in facts.items():
+                self._set(key, value)
+
+        self._write(work)
 
     def instances(self) -> list[Record]:
         rows = self._db.execute("SELECT * FROM instances ORDER BY name").fetchall()
@@ -177,6 +207,8 @@ class Store:
         body = json.dumps(definition.data(), sort_keys=True)
         key = f"{definition.name}\n{body}"
         if key not in self._ids:
+            if len(self._ids) >= _IDS:
+                self._ids.clear()
             self._db.execute("INSERT OR IGNORE INTO definitions (name, body) VALUES (?, ?)", (definition.name, body))
             found = self._db.execute("SELECT id FROM definitions WHERE name = ? AND body = ?", (definition.name, body))
             self._ids[key] = int(found.fetchone()[0])
@@ -203,7 +235,7 @@ class Store:
         return [_revision(row) for row in rows]
 
     def add_revision(self, revision: Revision) -> None:
-        """Makes `revision` the project's current one, and forgets the oldest beyond those that are kept."""
+        """Makes `revision` the project's current one, and forgets the oldest beyond those that are kept. Raises `StoreError`."""
         body = json.dumps({name: one.data() for name, one in revision.definitions.items()}, sort_keys=True)
         values = (
             revision.project,
@@ -214,8 +246,8 @@ class Store:
             json.dumps(revision.changed),
             body,
         )
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+
+        def work() -> None:
             self._db.execute("INSERT INTO revisions VALUES (?,?,?,?,?,?,?)", values)
             self._db.execute("INSERT OR REPLACE INTO projects VALUES (?, ?)", (revision.project, revision.revision))
             self._db.execute(
@@ -223,9 +255,17 @@ class Store:
                 (revision.project, revision.revision - _REVISIONS_KEPT),
             )
 
+        self._write(work)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint, or the file of what is committed would grow without end."""
+        return self._commits >= _COMMITS
+
     def checkpoint(self) -> None:
         """Makes everything committed so far survive a loss of power. Slow (fsync), and safe in another thread: it has a connection
         of its own, and writers do not wait for it."""
+        self._commits = 0
         db = sqlite3.connect(self._path, isolation_level=None)
         try:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")

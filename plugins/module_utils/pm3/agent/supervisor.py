@@ -9,16 +9,18 @@ the agent is written to the store before it is done (a spawn) or in the same tur
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 from ..model import machine, placeholders, words
 from ..model.definition import Definition
-from ..model.machine import Cause, End, Event, Life, Phase, Policy
+from ..model.machine import After, Cause, End, Event, Life, Phase, Policy
 from ..model.placeholders import Scope
 from ..model.plan import Actual
 from ..model.problems import Unfit
@@ -30,11 +32,11 @@ from .loop import READ, Loop, Timer
 from .output import Pumps, Streams
 from .probes import probe
 from .spawn import Process
-from .store import Record, Store
+from .store import Record, Store, StoreError
 
 _SPAWN_TURN = 0.02  # seconds of spawning after which other news gets its turn
 _PROBE_TIMEOUT = 2.0  # seconds for one attempt of a check (spec: pm3.md, section 3.6)
-_DESCRIPTORS = 3  # of each running instance: two pipes and a pidfd
+_STORE_PAUSE = 1.0  # seconds after which a store that could not be written is tried again
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _GONE_WITH_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.SPAWNING, Phase.ABORTING)
 
@@ -54,6 +56,7 @@ class Instance:
         "project",
         "running",
         "spawn_id",
+        "stops",
         "streams",
         "timers",
         "wanted",
@@ -77,6 +80,9 @@ class Instance:
         self.definition = definition  # what it runs as
         self.path = path
         self.wanted = False  # it is meant to run, also after a reboot
+        self.stops = (
+            0  # times that somebody asked for it to stop: by this a change under way sees that one came after it
+        )
         self.life = Life(Policy.of(definition))
         self.spawn_id = ""
         self.running: Process | None = None
@@ -127,9 +133,10 @@ class Supervisor:
         self._dirty: set[Instance] = set()
         self._removed: set[str] = set()
         self._spawning: deque[Instance] = deque()
-        self._sweeping: dict[Instance, int] = {}  # without cells: whose sessions are being watched, by session
         self._by_pid: dict[int, Instance] = {}  # whose end has not been seen yet
         self._next_spawn = int(store.get("next_spawn") or "1")
+        self._store_pause: Timer | None = None  # while the store cannot be written
+        self._checkpointing = False
         self._do: dict[type, Callable[[Instance, Any], None]] = {
             machine.Spawn: self._queue_spawn,
             machine.Signal: self._signal,
@@ -155,6 +162,7 @@ class Supervisor:
         self._dirty.discard(instance)
         self._removed.add(instance.name)
         self.loop.soon(self.flush)
+        self._tell_watchers(instance)
 
     def deliver(self, instance: Instance, event: Event) -> None:
         """Takes one event through the machine and does what follows from it."""
@@ -204,11 +212,43 @@ class Supervisor:
         return os.path.join(self._logs, f"{name}-out.log"), os.path.join(self._logs, f"{name}-err.log")
 
     def flush(self) -> None:
-        """Writes what has changed since the last time, in one transaction."""
-        if self._dirty or self._removed:
-            dirty, removed = self._dirty, self._removed
-            self._dirty, self._removed = set(), set()
-            self.store.save([self._record(instance) for instance in dirty], removed)
+        """Writes what has changed since the last time, in one transaction.
+
+        What cannot be written (a full disk) is tried again, and supervising goes on. Should the agent die before that succeeds, the
+        next one finds processes other than the stored ones, and ends them by the descriptors and cells that were kept of them.
+        """
+        if not self._dirty and not self._removed:
+            return
+        records = [self._record(instance) for instance in self._dirty]
+        try:
+            self.store.save(records, self._removed, {"next_spawn": str(self._next_spawn)})
+        except StoreError as error:
+            if self._store_pause is None:
+                self._diagnose(f"{error}; it is tried again every {_STORE_PAUSE:g} s")
+            else:
+                self._store_pause.cancel()
+            self._store_pause = self.loop.after(_STORE_PAUSE, self.flush)
+            return
+        if self._store_pause is not None:
+            self._store_pause.cancel()
+            self._store_pause = None
+        self._dirty, self._removed = set(), set()
+        if self.store.due:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Has everything that is written survive a loss of power, some time soon. Off the loop: it waits for the disk."""
+
+        def work() -> None:
+            try:
+                self.store.checkpoint()
+            finally:
+                self._checkpointing = False
+
+        self.flush()
+        if not self._checkpointing:
+            self._checkpointing = True
+            threading.Thread(target=work, daemon=True).start()
 
     def _record(self, one: Instance) -> Record:
         running = one.running
@@ -239,6 +279,9 @@ class Supervisor:
         self._mark(instance)
         for effect in effects:
             self._do[type(effect)](instance, effect)
+        self._tell_watchers(instance)
+
+    def _tell_watchers(self, instance: Instance) -> None:
         for watcher in list(self._watchers.get(instance.name, ())):
             watcher(instance)
 
@@ -256,20 +299,26 @@ class Supervisor:
             if not instance.spawn_id:
                 instance.spawn_id = _base36(self._next_spawn)
                 self._next_spawn += 1
-        self.store.set("next_spawn", str(self._next_spawn))
+                self._mark(instance)
         self.flush()
         until = self.loop.time() + _SPAWN_TURN
-        while self._spawning and self.loop.time() < until:
-            self._spawn(self._spawning.popleft())
-        if self._spawning:
-            self.loop.soon(self._spawn_turn)
+        try:
+            while self._spawning and self.loop.time() < until:
+                self._spawn(self._spawning.popleft())
+        finally:
+            if self._spawning:
+                self.loop.soon(self._spawn_turn)
 
     def _spawn(self, instance: Instance) -> None:
         try:
             self._try_to_spawn(instance)
-        except (spawn.SpawnError, environment.EnvFileError, Unfit, OSError) as error:
+        except Exception as error:
+            if instance.running is not None:
+                self._cells.kill(instance.spawn_id, instance.running)
             self._clear(instance)
             self.deliver(instance, machine.SpawnFailed(str(error)))
+            if not isinstance(error, (spawn.SpawnError, environment.EnvFileError, Unfit, OSError)):
+                raise  # a defect of ours: told, but no reason for an instance to wait for ever
             return
         self.deliver(instance, machine.Spawned())
 
@@ -277,7 +326,7 @@ class Supervisor:
         definition, scope = instance.definition, instance.scope
         env = environment.build(definition, scope, instance.path)
         if self._cells.root is None:
-            env[environment.SPAWN_ID] = instance.spawn_id
+            env[environment.SPAWN_ID] = self._mark_of(instance.spawn_id)
         argv = [placeholders.expand(word, scope) for word in words.split(definition.command)]
         procs = self._cells.procs(instance.spawn_id)
         streams = instance.streams = self._pumps.prepare(instance.spawn_id, None)
@@ -285,7 +334,7 @@ class Supervisor:
         self._manager.keep(instance.spawn_id, streams.read_fds)
         output = streams.open_write()
         try:
-            process = spawn.spawn(argv, env, definition.cwd or "/", output, procs, self._report(instance))
+            process = spawn.spawn(argv, env, definition.cwd or "/", output, procs, self._report(instance.spawn_id))
         finally:
             for fd in output:
                 os.close(fd)
@@ -299,17 +348,22 @@ class Supervisor:
             self._pumps.attach(
                 instance.streams, self.logs(instance.name), lambda text: self._diagnose(f"{instance.name}: {text}")
             )
-        if instance.running is not None:
+        if instance.running is not None and instance.running.pidfd >= 0:
             spawn_id = instance.spawn_id
             self._by_pid[instance.running.pid] = instance
             self.loop.watch(instance.running.pidfd, READ, lambda: self._exited(instance, spawn_id))
 
     def _unattend(self, running: Process) -> None:
-        self.loop.unwatch(running.pidfd)
+        if running.pidfd >= 0:
+            self.loop.unwatch(running.pidfd)
         self._by_pid.pop(running.pid, None)
 
-    def _report(self, instance: Instance) -> str:
-        return os.path.join(self._run, f"{instance.spawn_id}.failed")
+    def _mark_of(self, spawn_id: str) -> str:
+        """What tells the processes of a spawn where there are no cells: other agents of this host number theirs as well."""
+        return f"{spawn_id}@{os.path.realpath(self._run)}"
+
+    def _report(self, spawn_id: str) -> str:
+        return os.path.join(self._run, f"{spawn_id}.failed")
 
     # Ending
 
@@ -329,21 +383,23 @@ class Supervisor:
         )
 
     def _ended(self, instance: Instance, end: End) -> None:
-        self.deliver(instance, machine.Exited(spawn.failed_to_execute(self._report(instance), end) or end))
+        self.deliver(instance, machine.Exited(spawn.failed_to_execute(self._report(instance.spawn_id), end) or end))
 
     def _signal(self, instance: Instance, effect: machine.Signal) -> None:
         """To the process group; its leader is not reaped before its end is delivered, so the number cannot be another's yet."""
-        if instance.running is None:
+        if instance.running is None or instance.running.pidfd < 0:
             return
         try:
             signal.pidfd_send_signal(instance.running.pidfd, 0)
             os.killpg(instance.running.pid, getattr(signal, effect.name))
         except ProcessLookupError:
             pass  # it has ended; the news is on its way
+        except PermissionError:
+            pass  # it has become another user's, who may not be ours to signal; kill_timeout follows
 
     def _kill(self, instance: Instance, _effect: machine.Kill) -> None:
-        if instance.running is not None and (self._cells.root is not None or _group_alive(instance.running.pid)):
-            self._cells.kill(instance.spawn_id, instance.running.pid)
+        if instance.running is not None:
+            self._cells.kill(instance.spawn_id, instance.running)
 
     def _sweep(self, instance: Instance, _effect: machine.Sweep) -> None:
         spawn_id = instance.spawn_id
@@ -352,40 +408,38 @@ class Supervisor:
             if instance.spawn_id == spawn_id and instance.life.phase is Phase.SWEEPING:
                 self._drain(instance)
 
-        if self._cells.root is not None:
-            if self._cells.when_empty(spawn_id, emptied):
-                emptied()
-        elif instance.running is None or not _group_alive(instance.running.pid):
+        if self._cells.when_empty(spawn_id, instance.running, emptied):
             emptied()
-        else:
-            # Orphans become our children (we are their subreaper), so each of their deaths comes by as a SIGCHLD.
-            self._sweeping[instance] = instance.running.pid
 
     def _drain(self, instance: Instance) -> None:
         spawn_id = instance.spawn_id
 
         def drained() -> None:
             if instance.spawn_id == spawn_id and instance.life.phase is Phase.SWEEPING:
-                instance.streams = None
                 self._clear(instance)
                 self.deliver(instance, machine.Gone())
 
-        if instance.streams is None:
+        streams, instance.streams = (
+            instance.streams,
+            None,
+        )  # from here on the pump may close its descriptors at any moment
+        if streams is None:
             self.loop.soon(drained)
         else:
-            self._pumps.drain(instance.streams, drained)
+            self._pumps.drain(streams, drained)
 
     def _clear(self, instance: Instance) -> None:
         """Gives back what a spawn took: nothing of it runs any more."""
         if instance.running is not None:
             self._unattend(instance.running)
-            os.close(instance.running.pidfd)
+            if instance.running.pidfd >= 0:
+                os.close(instance.running.pidfd)
             instance.running = None
         if instance.streams is not None:
             self._pumps.drain(instance.streams, lambda: None)
             instance.streams = None
         if instance.spawn_id:
-            self._manager.forget(instance.spawn_id, _DESCRIPTORS)
+            self._manager.forget(instance.spawn_id)
             self._cells.remove(instance.spawn_id)
 
     def reap_orphans(self) -> None:
@@ -401,12 +455,10 @@ class Supervisor:
             if instance is not None:
                 self._exited(instance, instance.spawn_id)
             else:
-                os.waitpid(info.si_pid, os.WNOHANG)
-        for instance, session in list(self._sweeping.items()):
-            if not _group_alive(session):
-                del self._sweeping[instance]
-                if instance.life.phase is Phase.SWEEPING:
-                    self._drain(instance)
+                with contextlib.suppress(
+                    ChildProcessError
+                ):  # the thread that checks a new version waits for a child of its own
+                    os.waitpid(info.si_pid, os.WNOHANG)
 
     # Time and checks
 
@@ -442,11 +494,18 @@ class Supervisor:
 
     # An agent before us
 
-    def restore(self, records: Iterable[Record], kept: Mapping[str, list[int]]) -> None:
-        """Takes over what an earlier agent left; `kept` are the descriptors that survived it."""
+    def restore(self, records: Iterable[Record], kept: Mapping[str, list[int]]) -> list[Instance]:
+        """Takes over what an earlier agent left; `kept` are the descriptors that survived it.
+
+        Gives the instances that it was about to start again when it died, in the middle of a restart or a roll.
+        """
         left = dict(kept)
         cells = set(self._cells.spawn_ids())
+        cut_off = []
         for record in records:
+            if record.wanted and is_cut_off(record.life):
+                cut_off.append(record.name)
+            self._reserve(record.spawn_id)
             cells.discard(record.spawn_id)
             if record.boot == self._boot:
                 self._adopt(record, left.pop(record.spawn_id, []))
@@ -457,12 +516,16 @@ class Supervisor:
                 self.add(instance)
             else:
                 self._removed.add(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
-        for fds in left.values():
-            for fd in fds:
-                os.close(fd)
-        for spawn_id in cells:
-            self._cells.kill(spawn_id, None)
+        for spawn_id in {*left, *cells}:
+            self._reserve(spawn_id)
+            self._end_strangers(spawn_id, left.get(spawn_id, []), lambda: None)
         self.flush()
+        return [self.instances[name] for name in cut_off if name in self.instances]
+
+    def _reserve(self, spawn_id: str) -> None:
+        """No spawn to come gets this id, also when the number of the last one could not be stored."""
+        if spawn_id.isalnum():
+            self._next_spawn = max(self._next_spawn, int(spawn_id, 36) + 1)
 
     def _from_record(self, record: Record) -> Instance:
         instance = Instance(
@@ -477,18 +540,18 @@ class Supervisor:
         pidfds = [fd for fd in fds if fd not in pipes]
         phase = record.life.phase
         if phase in _GONE_WITH_PROCESS:
-            for fd in fds:
-                os.close(fd)
-            if phase in (Phase.SPAWNING, Phase.ABORTING):
-                self._end_strangers(instance)
-            self._revive(instance)
+            if record.spawn_id and (fds or phase in (Phase.SPAWNING, Phase.ABORTING)):
+                # It died between the intent and the record of a spawn: whatever came of it is ended, and the start begins anew.
+                self._end_strangers(record.spawn_id, fds, lambda: self._revive(instance))
+            else:
+                self._revive(instance)
             return
-        alive = record.pid is not None and spawn.start_time(record.pid) == record.start_time
-        if not pidfds and alive and record.pid is not None:
-            pidfds = [os.pidfd_open(record.pid)]
+        if not pidfds and record.pid is not None:
+            pidfds = _opened(record.pid)
+        alive = bool(pidfds) and record.pid is not None and spawn.start_time(record.pid) == record.start_time
         instance.streams = self._pumps.reopen(record.spawn_id, (pipes[0], pipes[1]) if len(pipes) == 2 else None)
-        if record.pid is not None and pidfds:
-            instance.running = Process(record.pid, record.start_time or 0, pidfds[0])
+        if record.pid is not None:
+            instance.running = Process(record.pid, record.start_time or 0, pidfds[0] if pidfds else -1)
         self._attend(instance)
         if phase is Phase.SWEEPING:
             if instance.running is not None:
@@ -497,24 +560,45 @@ class Supervisor:
         elif alive:
             self._revive(instance)
         else:
+            if phase in (Phase.STOPPING, Phase.KILLING):
+                self._revive(instance)  # kill_timeout goes on for what it leaves behind
             self._ended(instance, self._unseen_end(instance, record))
 
     def _unseen_end(self, instance: Instance, record: Record) -> End:
         """How an instance ended while no agent ran."""
-        if instance.running is not None:
+        if instance.running is not None and instance.running.pidfd >= 0:
             self._unattend(instance.running)
             return self._end_of(instance.running)
         return self._ends().get((record.pid or 0, record.start_time or 0)) or End(Cause.UNKNOWN)
 
-    def _end_strangers(self, instance: Instance) -> None:
-        """The agent died between the intent and the record of a spawn: whatever came of it is ended, and the start begins anew."""
+    def _end_strangers(self, spawn_id: str, fds: Iterable[int], then: Callable[[], None]) -> None:
+        """Ends whatever came of a spawn that was never recorded, gives back what it took (`fds`), and then calls `then`."""
+
+        def ended() -> None:
+            streams = self._pumps.reopen(spawn_id, None)
+            if streams is not None:
+                self._pumps.drain(streams, lambda: None)
+            for fd in fds:
+                os.close(fd)
+            self._manager.forget(spawn_id)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._report(spawn_id))
+            then()
+
         if self._cells.root is not None:
-            self._cells.kill(instance.spawn_id, None)
-        else:
-            for pid in cells_room.spawned_with(environment.SPAWN_ID, instance.spawn_id):
-                os.kill(pid, signal.SIGKILL)
+            self._cells.end(spawn_id, ended)
+            return
+
+        def find() -> list[int]:
+            return list(cells_room.spawned_with(environment.SPAWN_ID, self._mark_of(spawn_id)))
+
+        cells_room.kill_all(find)
+        if self._cells.when_none(find, ended):
+            ended()
 
     def _revive(self, instance: Instance) -> None:
+        if self.instances.get(instance.name) is not instance:
+            return  # removed meanwhile
         instance.life, effects = machine.revived(instance.life, self.loop.time())
         self._carry_out(instance, effects)
 
@@ -524,7 +608,7 @@ class Supervisor:
         for instance in self.instances.values():
             if instance.running is not None:
                 pipes = list(instance.streams.read_fds) if instance.streams is not None else []
-                found[instance.spawn_id] = [*pipes, instance.running.pidfd]
+                found[instance.spawn_id] = [fd for fd in (*pipes, instance.running.pidfd) if fd >= 0]
         return found
 
 
@@ -541,15 +625,18 @@ def has_completed(life: Life) -> bool:
     return life.phase is Phase.DOWN and life.end is not None and life.end.code == 0 and life.end.cause is Cause.EXIT
 
 
-def _group_alive(group: int) -> bool:
-    """Whether a process of that group is left, of the session that the group began with."""
+def is_cut_off(life: Life) -> bool:
+    """It was stopped, or is being stopped, and nothing but its being wanted says what was to follow."""
+    if life.phase in (Phase.DOWN, Phase.SWEEPING):
+        return life.after is After.REST and (life.end is None or life.end.cause is Cause.USER)
+    return life.phase in (Phase.STOPPING, Phase.KILLING, Phase.ABORTING) and life.after is After.REST
+
+
+def _opened(pid: int) -> list[int]:
     try:
-        os.killpg(group, 0)
+        return [os.pidfd_open(pid)]
     except ProcessLookupError:
-        return False
-    except PermissionError:
-        return False  # another user's: the number has been used again
-    return bool(cells_room.session_members(group))
+        return []
 
 
 def _is_pipe(fd: int) -> bool:

@@ -40,19 +40,20 @@ class Until:
         self._seconds = seconds
         self._left: set[Instance] = {instance for instance in instances if not judge(instance)}
         self._timer: Timer | None = None
-        self._resume: Callable[[Any], None] = lambda answer: None
+        self._resume: Callable[[Any], None] | None = None
 
     def begin(self, resume: Callable[[Any], None]) -> None:
-        self._resume = resume
         if not self._left:
             resume(True)
             return
+        self._resume = resume
         for instance in self._left:
             self._supervisor.watch(instance.name, self._look)
         if self._seconds is not None:
             self._timer = self._supervisor.loop.after(self._seconds, lambda: self._end(False))
 
     def cancel(self) -> None:
+        self._resume = None
         for instance in self._left:
             self._supervisor.unwatch(instance.name, self._look)
         self._left.clear()
@@ -68,8 +69,10 @@ class Until:
                 self._supervisor.loop.soon(lambda: self._end(True))
 
     def _end(self, answer: bool) -> None:
+        resume = self._resume  # None: cancelled, or the time was over in the very turn in which it came true
         self.cancel()
-        self._resume(answer)
+        if resume is not None:
+            resume(answer)
 
 
 # What a walk waits for
@@ -117,10 +120,14 @@ class Apply:
     on_row: Callable[[result_rows.Row], None] = lambda row: None
     rows: dict[str, result_rows.Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    stops: dict[str, int] = field(
+        default_factory=dict
+    )  # of each instance that was there, as it began: see `Instance.stops`
 
     def steps(self) -> Steps:
         """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
         changes = self.plan.rows
+        self.stops = {name: instance.stops for name, instance in self.supervisor.instances.items()}
         gone = [change for change in changes if change.action is Action.REMOVED]
         stopped = [change for change in changes if change.action is Action.STOPPED]
         yield from self._rest([*gone, *stopped])
@@ -175,22 +182,41 @@ class Apply:
                 self._update(change)
                 if instance is not None and instance.life.phase in (Phase.SPAWNING, Phase.STARTING):
                     coming.append(change)
-            elif instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF):
+            elif self._is_down(change):
                 fresh.append(change)
-            elif not self.failures:
+            elif instance is not None and not self.failures:
                 yield from self._replace(change, instance)
+        while not self.failures:
+            # What waited for its next start (BACKOFF) may have come to it while others were replaced.
+            awake = next((change for change in fresh if not self._is_down(change)), None)
+            if awake is None:
+                break
+            fresh.remove(awake)
+            yield from self._replace(awake, self.supervisor.instances[awake.name])
         if self.failures:
             return
         if self.plan.state is State.STOPPED:
             for change in fresh:
                 self._place(change, wanted=False)
             return
+        for change in [change for change in fresh if self._was_stopped(change)]:
+            fresh.remove(change)
+            self._fail(change, self.supervisor.instances[change.name])
         begun = [self._begin(change) for change in fresh] + [self.supervisor.instances[one.name] for one in coming]
         judge = is_begun if last and not self.patient else is_ready
         yield Until(self.supervisor, begun, judge)
         for change, instance in zip([*fresh, *coming], begun):
             if has_failed(instance):
                 self._fail(change, instance)
+
+    def _is_down(self, change: Change) -> bool:
+        instance = self.supervisor.instances.get(change.name)
+        return instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF)
+
+    def _was_stopped(self, change: Change) -> bool:
+        """Somebody has stopped it since this began: the later word counts (I3)."""
+        instance = self.supervisor.instances.get(change.name)
+        return instance is not None and instance.stops != self.stops.get(change.name, 0)
 
     def _begin(self, change: Change) -> Instance:
         instance = self._place(change, wanted=True)
@@ -218,6 +244,9 @@ class Apply:
         yield from stop_in_order(self.supervisor, [instance])
         if not rests(instance):
             self._fail(change, instance, "could not be ended: it does not react to SIGKILL (uninterruptible sleep)")
+            return
+        if self._was_stopped(change):
+            self._fail(change, instance)
             return
         self._begin(change)
         yield Until(self.supervisor, [instance], is_settled)
@@ -310,11 +339,15 @@ def why_failed(instance: Instance) -> str:
 
 
 def stop_in_order(supervisor: Supervisor, instances: Iterable[Instance]) -> Steps:
-    """Stops instances, dependents before what they depend on. Afterwards each rests, or resists SIGKILL."""
+    """Stops instances, dependents before what they depend on. Gives those that did not come to rest: they resist SIGKILL."""
+    resisting: list[Instance] = []
     for level in reversed(levels_of(instances)):
         supervisor.deliver_all(level, machine.Stop())
         patience = max((one.life.policy.kill_timeout for one in level), default=0.0) + _STUCK
-        yield Until(supervisor, level, rests, patience)
+        rested = yield Until(supervisor, level, rests, patience)
+        if not rested:
+            resisting += [one for one in level if not rests(one)]
+    return resisting
 
 
 def start_in_order(

@@ -58,7 +58,12 @@ def test_summary_counts_each_row_once() -> None:
     made = [
         row(change("web", action), "online") for action in (Action.NONE, Action.NONE, Action.UPDATED, Action.REMOVED)
     ]
-    assert summary([*made, failed(made[0], "held"), failed(made[2], "gone")]) == {"ok": 2, "changed": 2, "failed": 2, "skipped": 0}
+    assert summary([*made, failed(made[0], "held"), failed(made[2], "gone")]) == {
+        "ok": 2,
+        "changed": 2,
+        "failed": 2,
+        "skipped": 0,
+    }
     assert summary([]) == {"ok": 0, "changed": 0, "failed": 0, "skipped": 0}
 
 
