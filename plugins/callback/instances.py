@@ -13,6 +13,7 @@ version_added: 0.1.0
 description:
   - Prints the RV(pm3.fleet.processes#module:report) of a task, one line for each instance with what was
     done and why, below the line that the stdout callback prints for the host.
+  - A failure shows its lines in its own message, so they are not printed once more.
   - Works beside any stdout callback that prints line by line. Below those that print JSON it stays silent.
 author:
   - pm3.fleet maintainers (@pm3-fleet)
@@ -25,7 +26,7 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.callback import CallbackBase
 
-COLOURS = {"none": constants.COLOR_OK, "failed": constants.COLOR_ERROR}
+COLOURS = {"none": constants.COLOR_OK, "skipped": constants.COLOR_SKIP, "failed": constants.COLOR_ERROR}
 INDENT = "  "
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import socket
 import sqlite3
@@ -188,7 +189,7 @@ def test_a_program_that_exits_at_once_fails_the_apply_with_its_last_words(agent:
     bad, web = done["instances"]
     assert (bad["action"], bad["reason"]) == ("failed", "exited with code 3")
     assert bad["log_tail"] == ["no database"]
-    assert (web["action"], web["reason"]) == ("none", "not reached: bad failed")
+    assert (web["action"], web["reason"]) == ("skipped", "not reached: bad failed")
     assert "web" not in agent.instances()
 
 
@@ -196,6 +197,37 @@ def test_a_program_that_dies_within_min_uptime_fails_the_apply(agent: Agent) -> 
     done = agent.apply({"bad": {"command": "sh -c 'sleep 0.3; exit 4'", "min_uptime": 5000, "restart": "never"}})
     assert not done["ok"]
     assert done["instances"][0]["reason"] == "exited with code 4"
+
+
+def test_the_same_bad_release_again_costs_no_further_instance(agent: Agent) -> None:
+    """Only the first one is lost to it, however often an unattended run tries."""
+    good = {**SLEEP, "instances": 3}
+    agent.apply({"web": good})
+    before = agent.pids()
+    for _turn in range(3):
+        done = agent.apply({"web": {**good, "command": "sh -c 'exit 3'"}})
+        assert [row["action"] for row in done["instances"]] == ["failed", "skipped", "skipped"]
+    after = agent.pids()
+    assert (after["web:1"], after["web:2"]) == (before["web:1"], before["web:2"])
+    # A release that can run begins with what is down, and then replaces the others.
+    mended = agent.apply({"web": {**good, "command": "sleep 1001"}})
+    assert mended["ok"]
+    assert {row["action"] for row in mended["instances"]} == {"rolled"}
+
+
+def test_a_crash_loop_is_no_success_while_others_settle(agent: Agent) -> None:
+    flapping = {"command": "sh -c 'sleep 0.2; exit 1'"}
+    done = agent.apply({"a": flapping, "b": {"command": "sleep 1000", "min_uptime": 1500}})
+    assert not done["ok"]
+    assert done["instances"][0]["reason"] == "exited with code 1"
+
+
+def test_the_last_lines_are_of_this_start(agent: Agent) -> None:
+    agent.apply({"web": {**SLEEP, "command": "sh -c 'echo the old one; exec sleep 1000'"}})
+    until(lambda: agent.log("web-out"), "the old one has spoken")
+    assert agent.apply({"web": {"command": "no-such-program-here"}})["instances"][0]["log_tail"] == []
+    done = agent.apply({"web": {"command": "sh -c 'echo the new one; exit 1'"}})
+    assert done["instances"][0]["log_tail"] == ["the new one"]
 
 
 def test_a_one_shot_that_succeeds_is_up(agent: Agent) -> None:
@@ -307,6 +339,16 @@ def test_an_instance_leads_its_own_session_and_holds_no_descriptor_of_ours(agent
     assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2"]
     assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
     assert os.readlink(f"/proc/{pid}/cwd") == str(agent.folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run a program as another user")
+def test_an_instance_runs_as_its_user(agent: Agent) -> None:
+    nobody = pwd.getpwnam("nobody")
+    agent.apply({"web": {"command": "sh -c 'id -u; id -g; echo $USER; exec sleep 1000'", "user": "nobody", "cwd": "/"}})
+    until(lambda: agent.log("web-out").count("\n") == 3, "it tells who it is")
+    assert agent.log("web-out").split() == [str(nobody.pw_uid), str(nobody.pw_gid), "nobody"]
+    unknown = agent.apply({"web": {**SLEEP, "user": "no-such-user"}})
+    assert unknown["instances"][0]["reason"] == "user no-such-user does not exist on this host"
 
 
 def test_the_limit_of_open_files_is_not_the_agents(agent: Agent) -> None:

@@ -133,9 +133,10 @@ class Pumps:
         return first, second
 
 
-def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024) -> list[str]:
+def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024, since: int = 0) -> list[str]:
     """The newest `lines` lines of a log, as far as its last `limit_bytes` hold them; a line without its end yet is one too.
 
+    `since` is the size that the log had at some earlier moment: what was in it then is not given, unless it was truncated meanwhile.
     Bytes that are no UTF-8 are replaced. Of a single line longer than the limit, the end is given. No such file: no lines.
     """
     try:
@@ -143,7 +144,8 @@ def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024) -> list[str]
     except OSError:
         return []
     try:
-        begin = max(0, os.fstat(fd).st_size - limit_bytes)
+        size = os.fstat(fd).st_size
+        begin = max(0, size - limit_bytes, since if since <= size else 0)
         # One byte more tells whether the first line begins here or earlier.
         found = os.pread(fd, limit_bytes + 1, begin - 1) if begin else b"\n" + os.pread(fd, limit_bytes, 0)
     except OSError:
@@ -151,7 +153,9 @@ def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024) -> list[str]
     finally:
         os.close(fd)
     before, __, text = found.partition(b"\n")
-    if not text:
+    if begin and begin == since:
+        text = found[1:].lstrip(b"\n")  # the pump ends an earlier line that was left open
+    elif not text:
         text = before[-limit_bytes:]
     ended = text[:-1] if text.endswith(b"\n") else text
     if not text or lines <= 0:

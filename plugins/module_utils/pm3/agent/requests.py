@@ -444,9 +444,7 @@ def _started(made: Sequence[rows.Row]) -> Document:
 
 def _predicted(action: Action, state: State, status: str) -> str:
     """The status that an instance will have once the action has succeeded."""
-    if action is Action.REMOVED:
-        return "removed"
-    if action is Action.STOPPED or state is State.STOPPED:
+    if action in (Action.REMOVED, Action.STOPPED) or state is State.STOPPED:
         return "stopped"
     return status if action in (Action.NONE, Action.UPDATED) else "online"
 

@@ -51,12 +51,18 @@ class Process:
 
 
 def spawn(
-    argv: Sequence[str], env: Mapping[str, str], cwd: str, output: tuple[int, int], procs: str, report: str
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str,
+    switch: Sequence[str],
+    output: tuple[int, int],
+    procs: str,
+    report: str,
 ) -> Process:
-    """Starts a program. `output` are its stdout and stderr, `procs` the file by which it enters its cell ("" for none), `report`
-    the file that the trampoline leaves when it fails. Raises `SpawnError`."""
+    """Starts a program. `switch` are the words that make it another user's, `output` its stdout and stderr, `procs` the file by which
+    it enters its cell ("" for none), `report` the file that the trampoline leaves when it fails. Raises `SpawnError`."""
     program = _program(argv[0], env.get("PATH", os.defpath), cwd)
-    trampoline = [_SHELL, "-c", _TRAMPOLINE, "pm3", procs, report, str(_OPEN_FILES), program, *argv[1:]]
+    trampoline = [_SHELL, "-c", _TRAMPOLINE, "pm3", procs, report, str(_OPEN_FILES), *switch, program, *argv[1:]]
     try:
         with open(os.devnull, "rb") as nothing:
             child = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with

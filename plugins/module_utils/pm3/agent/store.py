@@ -13,7 +13,8 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Any, Callable
 
 from ..model import definition as definitions
@@ -38,7 +39,8 @@ CREATE TABLE instances (
 _REVISIONS_KEPT = 20  # for each project
 _COMMITS = 64  # after which the log of the database (WAL) is due to be emptied into it
 _BUSY = 200  # milliseconds that a commit waits for somebody else's, for instance a person with sqlite3
-_IDS = 4096  # bodies of definitions that are known by heart
+_IDS = 4096  # definitions whose ids are known by heart
+_LIFE = tuple(one.name for one in fields(Life) if one.name != "policy")
 
 
 class StoreError(Exception):
@@ -80,7 +82,7 @@ class Revision:
 class Store:
     def __init__(self, path: str) -> None:
         self._path = path
-        self._ids: dict[str, int] = {}  # body -> id of definitions in the file
+        self._ids: dict[int, tuple[Definition, int]] = {}  # by identity: a definition, and its id in the file
         self._by_id: dict[int, Definition] = {}
         self._commits = 0  # since the last checkpoint
         try:
@@ -204,15 +206,16 @@ class Store:
         )
 
     def _id(self, definition: Definition) -> int:
-        body = json.dumps(definition.data(), sort_keys=True)
-        key = f"{definition.name}\n{body}"
-        if key not in self._ids:
+        known, number = self._ids.get(id(definition), (None, 0))
+        if known is not definition:
             if len(self._ids) >= _IDS:
                 self._ids.clear()
-            self._db.execute("INSERT OR IGNORE INTO definitions (name, body) VALUES (?, ?)", (definition.name, body))
-            found = self._db.execute("SELECT id FROM definitions WHERE name = ? AND body = ?", (definition.name, body))
-            self._ids[key] = int(found.fetchone()[0])
-        return self._ids[key]
+            row = (definition.name, json.dumps(definition.data(), sort_keys=True))
+            self._db.execute("INSERT OR IGNORE INTO definitions (name, body) VALUES (?, ?)", row)
+            found = self._db.execute("SELECT id FROM definitions WHERE name = ? AND body = ?", row)
+            number = int(found.fetchone()[0])
+            self._ids[id(definition)] = (definition, number)
+        return number
 
     def _definition(self, number: int) -> Definition:
         if number not in self._by_id:
@@ -290,9 +293,8 @@ def _parsed(name: str, body: Mapping[str, Any]) -> Definition:
 
 def _life_text(life: Life) -> str:
     """A life as JSON; its policy is the definition's and not repeated."""
-    kept = asdict(replace(life, policy=None))  # type: ignore[arg-type]
-    del kept["policy"]
-    return json.dumps(kept, default=lambda value: value.value)
+    kept = {name: getattr(life, name) for name in _LIFE}
+    return json.dumps(kept, default=lambda value: value.value if isinstance(value, Enum) else vars(value))
 
 
 def _life(text: str, definition: Definition) -> Life:

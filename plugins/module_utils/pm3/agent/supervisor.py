@@ -23,9 +23,9 @@ from ..model.definition import Definition
 from ..model.machine import After, Cause, End, Event, Life, Phase, Policy
 from ..model.placeholders import Scope
 from ..model.plan import Actual
-from ..model.problems import Unfit
+from ..model.problems import DefinitionError, Unfit
+from . import accounts, environment, spawn
 from . import cells as cells_room
-from . import environment, spawn
 from .cells import Cells
 from .descriptors import ServiceManager
 from .loop import READ, Loop, Timer
@@ -37,6 +37,7 @@ from .store import Record, Store, StoreError
 _SPAWN_TURN = 0.02  # seconds of spawning after which other news gets its turn
 _PROBE_TIMEOUT = 2.0  # seconds for one attempt of a check (spec: pm3.md, section 3.6)
 _STORE_PAUSE = 1.0  # seconds after which a store that could not be written is tried again
+_EXPECTED = (spawn.SpawnError, accounts.AccountError, DefinitionError, Unfit, OSError)  # what can prevent a start
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _GONE_WITH_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.SPAWNING, Phase.ABORTING)
 
@@ -48,6 +49,7 @@ class Instance:
         "count",
         "definition",
         "life",
+        "log_starts",
         "name",
         "number",
         "path",
@@ -79,6 +81,7 @@ class Instance:
         self.project = project  # None: ad hoc, started by hand
         self.definition = definition  # what it runs as
         self.path = path
+        self.log_starts = (0, 0)  # where in its logs the output of the present spawn begins, as far as known
         self.wanted = False  # it is meant to run, also after a reboot
         self.stops = (
             0  # times that somebody asked for it to stop: by this a change under way sees that one came after it
@@ -211,6 +214,10 @@ class Supervisor:
         """The files of an instance's stdout and stderr."""
         return os.path.join(self._logs, f"{name}-out.log"), os.path.join(self._logs, f"{name}-err.log")
 
+    def _log_sizes(self, name: str) -> tuple[int, int]:
+        out, err = (os.path.getsize(path) if os.path.exists(path) else 0 for path in self.logs(name))
+        return out, err
+
     def flush(self) -> None:
         """Writes what has changed since the last time, in one transaction.
 
@@ -316,25 +323,30 @@ class Supervisor:
             if instance.running is not None:
                 self._cells.kill(instance.spawn_id, instance.running)
             self._clear(instance)
-            self.deliver(instance, machine.SpawnFailed(str(error)))
-            if not isinstance(error, (spawn.SpawnError, environment.EnvFileError, Unfit, OSError)):
+            reason = error.problems[0].message if isinstance(error, DefinitionError) else str(error)
+            self.deliver(instance, machine.SpawnFailed(reason))
+            if not isinstance(error, _EXPECTED):
                 raise  # a defect of ours: told, but no reason for an instance to wait for ever
             return
         self.deliver(instance, machine.Spawned())
 
     def _try_to_spawn(self, instance: Instance) -> None:
         definition, scope = instance.definition, instance.scope
-        env = environment.build(definition, scope, instance.path)
+        instance.log_starts = self._log_sizes(instance.name)
+        account = accounts.find(definition.user)
+        env = environment.build(definition, scope, account, instance.path)
         if self._cells.root is None:
             env[environment.SPAWN_ID] = self._mark_of(instance.spawn_id)
         argv = [placeholders.expand(word, scope) for word in words.split(definition.command)]
         procs = self._cells.procs(instance.spawn_id)
-        streams = instance.streams = self._pumps.prepare(instance.spawn_id, None)
+        streams = instance.streams = self._pumps.prepare(instance.spawn_id, account.owner)
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
         self._manager.keep(instance.spawn_id, streams.read_fds)
         output = streams.open_write()
         try:
-            process = spawn.spawn(argv, env, definition.cwd or "/", output, procs, self._report(instance.spawn_id))
+            process = spawn.spawn(
+                argv, env, definition.cwd or "/", account.switch(), output, procs, self._report(instance.spawn_id)
+            )
         finally:
             for fd in output:
                 os.close(fd)

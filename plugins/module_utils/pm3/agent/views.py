@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..model import rows
+from ..model import placeholders, rows
 from ..model.definition import FIELDS, Definition
 from ..model.machine import End, Phase
 from ..model.order import natural
@@ -52,19 +52,26 @@ def detail(supervisor: Supervisor, instance: Instance) -> Document:
     """pm3's detail object of one instance."""
     definition = instance.definition
     out, err = supervisor.logs(instance.name)
+    env = {key: _filled(value, instance) for key, value in definition.env.items()}
     shown = {
         **process(instance, supervisor.loop.time()),
         "command": definition.command,
         "cwd": definition.cwd,
-        "env": {**definition.env, **dict.fromkeys(definition.secrets, MASK)} or None,
+        "user": definition.user,
+        "env": {**env, **dict.fromkeys(definition.secrets, MASK)} or None,
         "stdout_log": out,
         "stderr_log": err,
-        "readiness_check": definition.readiness_check,
+        "readiness_check": _filled(definition.readiness_check, instance),
         "readiness_timeout": definition.readiness_timeout if definition.readiness_check else None,
-        "health_check": definition.health_check,
+        "health_check": _filled(definition.health_check, instance),
         "depends_on": list(definition.depends_on) or None,
     }
     return {key: value for key, value in shown.items() if value is not None}
+
+
+def _filled(text: str | None, instance: Instance) -> str | None:
+    """A text of the definition as it is for this instance."""
+    return placeholders.expand(text, instance.scope) if text is not None else None
 
 
 def snapshot(supervisor: Supervisor, instance: Instance, log_lines: int) -> Document:

@@ -9,7 +9,7 @@ Every wait here ends by itself: starts by the timeouts of their checks, stops by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -25,12 +25,17 @@ from .tasks import All, Steps, Task
 
 _STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
 _TAIL = 10  # lines of output that a failed row quotes
+_LIVE = (Action.NONE, Action.UPDATED)  # actions that leave the process alone
+_STOPPED_MEANWHILE = "was stopped meanwhile"
 
 Judgement = Callable[[Instance], bool]
 
 
 class Until:
-    """Waits until `judge` is true of every instance; the answer is False when `seconds` (None: any time) were not enough."""
+    """Waits until `judge` is true of every instance; the answer is False when `seconds` (None: any time) were not enough.
+
+    `failed` are those that had failed at that moment, and why: a moment later they may be tried again.
+    """
 
     def __init__(
         self, supervisor: Supervisor, instances: Iterable[Instance], judge: Judgement, seconds: float | None = None
@@ -38,7 +43,8 @@ class Until:
         self._supervisor = supervisor
         self._judge = judge
         self._seconds = seconds
-        self._left: set[Instance] = {instance for instance in instances if not judge(instance)}
+        self.failed: dict[Instance, str] = {}
+        self._left: set[Instance] = {instance for instance in instances if not self._judged(instance)}
         self._timer: Timer | None = None
         self._resume: Callable[[Any], None] | None = None
 
@@ -60,8 +66,15 @@ class Until:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _judged(self, instance: Instance) -> bool:
+        if not self._judge(instance):
+            return False
+        if has_failed(instance):
+            self.failed[instance] = why_failed(instance)
+        return True
+
     def _look(self, instance: Instance) -> None:
-        if instance in self._left and self._judge(instance):
+        if instance in self._left and self._judged(instance):
             self._left.discard(instance)
             self._supervisor.unwatch(instance.name, self._look)
             if not self._left:
@@ -120,9 +133,9 @@ class Apply:
     on_row: Callable[[result_rows.Row], None] = lambda row: None
     rows: dict[str, result_rows.Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    stops: dict[str, int] = field(
-        default_factory=dict
-    )  # of each instance that was there, as it began: see `Instance.stops`
+    begun: set[str] = field(default_factory=set)
+    # `Instance.stops` of each instance that was there, as it began.
+    stops: dict[str, int] = field(default_factory=dict)
 
     def steps(self) -> Steps:
         """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
@@ -173,41 +186,40 @@ class Apply:
     # Up
 
     def _process(self, changes: Sequence[Change], last: bool) -> Steps:
-        """The changes of one process: what runs is replaced one instance at a time, what does not run starts all at once."""
-        fresh: list[Change] = []
-        coming: list[Change] = []  # unchanged, and on their way up already: dependents wait for these too
+        """The changes of one process. What does not run starts first, all at once; only when that has come up is what does run replaced,
+        one instance after the other: a release that cannot run costs no instance that does, however often it is tried."""
+        fresh = [change for change in changes if change.action not in _LIVE and self._is_down(change)]
+        replaced = [change for change in changes if change.action not in _LIVE and change not in fresh]
         for change in changes:
-            instance = self.supervisor.instances.get(change.name)
-            if change.action in (Action.NONE, Action.UPDATED):
+            if change.action in _LIVE:
                 self._update(change)
-                if instance is not None and instance.life.phase in (Phase.SPAWNING, Phase.STARTING):
-                    coming.append(change)
-            elif self._is_down(change):
-                fresh.append(change)
-            elif instance is not None and not self.failures:
-                yield from self._replace(change, instance)
-        while not self.failures:
-            # What waited for its next start (BACKOFF) may have come to it while others were replaced.
-            awake = next((change for change in fresh if not self._is_down(change)), None)
-            if awake is None:
-                break
-            fresh.remove(awake)
-            yield from self._replace(awake, self.supervisor.instances[awake.name])
-        if self.failures:
-            return
         if self.plan.state is State.STOPPED:
             for change in fresh:
                 self._place(change, wanted=False)
             return
         for change in [change for change in fresh if self._was_stopped(change)]:
             fresh.remove(change)
-            self._fail(change, self.supervisor.instances[change.name])
-        begun = [self._begin(change) for change in fresh] + [self.supervisor.instances[one.name] for one in coming]
-        judge = is_begun if last and not self.patient else is_ready
-        yield Until(self.supervisor, begun, judge)
-        for change, instance in zip([*fresh, *coming], begun):
-            if has_failed(instance):
-                self._fail(change, instance)
+            self._fail(change, self.supervisor.instances[change.name], _STOPPED_MEANWHILE)
+        # Unchanged ones that are on their way up already: dependents wait for these too.
+        coming = [change for change in changes if change.action in _LIVE and self._is_coming(change)]
+        begun = {self._begin(change): change for change in fresh}
+        begun.update((self.supervisor.instances[change.name], change) for change in coming)
+        judge = is_settled if replaced else is_begun if last and not self.patient else is_ready
+        yield from self._await(begun, judge)
+        for change in replaced:
+            if not self.failures:
+                yield from self._replace(change, self.supervisor.instances[change.name])
+
+    def _await(self, begun: Mapping[Instance, Change], judge: Judgement) -> Steps:
+        """Waits for instances, and tells of each that has failed: of the moment of its failure, for it may be tried again by now."""
+        wait = Until(self.supervisor, begun, judge)
+        yield wait
+        for instance, why in wait.failed.items():
+            self._fail(begun[instance], instance, why)
+
+    def _is_coming(self, change: Change) -> bool:
+        instance = self.supervisor.instances.get(change.name)
+        return instance is not None and instance.life.phase in (Phase.SPAWNING, Phase.STARTING)
 
     def _is_down(self, change: Change) -> bool:
         instance = self.supervisor.instances.get(change.name)
@@ -220,6 +232,7 @@ class Apply:
 
     def _begin(self, change: Change) -> Instance:
         instance = self._place(change, wanted=True)
+        self.begun.add(change.name)
         self.supervisor.deliver(instance, machine.Start())
         return instance
 
@@ -244,16 +257,13 @@ class Apply:
         yield from stop_in_order(self.supervisor, [instance])
         if not rests(instance):
             self._fail(change, instance, "could not be ended: it does not react to SIGKILL (uninterruptible sleep)")
-            return
-        if self._was_stopped(change):
-            self._fail(change, instance)
-            return
-        self._begin(change)
-        yield Until(self.supervisor, [instance], is_settled)
-        if has_failed(instance):
-            self._fail(change, instance)
+        elif self._was_stopped(change):
+            self._fail(change, instance, _STOPPED_MEANWHILE)
         else:
-            self._row(change)
+            self._begin(change)
+            yield from self._await({instance: change}, is_settled)
+            if change.name not in self.rows:
+                self._row(change)
 
     def _update(self, change: Change) -> None:
         """What can change without the process noticing."""
@@ -274,51 +284,38 @@ class Apply:
 
     def _settle(self) -> Steps:
         """A release that dies after a moment has not come up."""
-        started = [
-            change
+        begun = {
+            self.supervisor.instances[change.name]: change
             for change in self.plan.rows
-            if change.name not in self.rows and change.action in (Action.CREATED, Action.STARTED)
-        ]
-        found = {
-            change.name: self.supervisor.instances[change.name]
-            for change in started
-            if change.name in self.supervisor.instances
+            if change.name in self.begun and change.name not in self.rows and change.name in self.supervisor.instances
         }
-        yield Until(self.supervisor, found.values(), is_settled)
-        for change in started:
-            instance = found.get(change.name)
-            if instance is not None and instance.wanted:
-                if has_failed(instance):
-                    self._fail(change, instance)
-                else:
-                    self._row(change)
+        yield from self._await(begun, is_settled)
+        for change in begun.values():
+            if change.name not in self.rows:
+                self._row(change)
 
     # Rows
 
     def _row(self, change: Change, reached: bool = True) -> None:
         instance = self.supervisor.instances.get(change.name)
+        status = instance.life.status.value if instance is not None else "absent"
+        pid, restarts = (instance.pid, instance.life.restarts) if instance is not None else (None, 0)
+        made = result_rows.row(change, status, pid, restarts)
         if not reached and change.action is not Action.NONE:
-            made = result_rows.row(change, instance.life.status.value if instance else "absent")
-            first = self.failures[0]
-            made.update(action=Action.NONE.value, changed=False, reason=f"not reached: {first} failed", changes=[])
-        else:
-            made = result_rows.row(change, "stopped")
-        if instance is not None:
-            made.update(status=instance.life.status.value, pid=instance.pid, restarts=instance.life.restarts)
-        elif change.action is Action.REMOVED:
-            made.update(status="removed")
+            made = result_rows.skipped(made, f"not reached: {self.failures[0]} failed")
         self._tell(made)
 
-    def _fail(self, change: Change, instance: Instance, why: str = "") -> None:
+    def _fail(self, change: Change, instance: Instance, why: str) -> None:
         self.failures.append(change.name)
         made = result_rows.row(change, instance.life.status.value, instance.pid, instance.life.restarts)
-        self._tell(result_rows.failed(made, why or why_failed(instance), self.log_tail(instance)))
+        self._tell(result_rows.failed(made, why, self.log_tail(instance)))
 
     def log_tail(self, instance: Instance) -> list[str]:
-        """The last lines that it wrote: of stderr, where there are any."""
-        out, err = self.supervisor.logs(instance.name)
+        """The last lines that it wrote since it was last started: to stderr, or if there are none, to stdout."""
+        (out, err), (out_start, err_start) = self.supervisor.logs(instance.name), instance.log_starts
+        lines = last_lines(err, _TAIL, since=err_start) or last_lines(out, _TAIL, since=out_start)
         secrets = list(instance.definition.secrets.values())
-        return [result_rows.masked(line, secrets) for line in last_lines(err, _TAIL) or last_lines(out, _TAIL)]
+        return [result_rows.masked(line, secrets) for line in lines]
 
     def _tell(self, made: result_rows.Row) -> None:
         self.rows[made["name"]] = made
@@ -334,7 +331,7 @@ def why_failed(instance: Instance) -> str:
             else "did not become ready"
         )
     if not instance.wanted:
-        return "was stopped meanwhile"
+        return _STOPPED_MEANWHILE
     return str(life.end) if life.end is not None else f"is {life.status.value}"
 
 
