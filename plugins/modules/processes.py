@@ -223,7 +223,7 @@ instances:
     action:
       description: >-
         What was done: V(none), V(created), V(started), V(updated) (while it ran on), V(restarted) (asked for), V(rolled) (replaced,
-        because its definition changed), V(stopped), V(removed), or V(failed).
+        because its definition changed), V(stopped), V(removed), V(failed), or V(skipped) (another one had failed before its turn came).
       type: str
       sample: rolled
     changed:
@@ -273,7 +273,7 @@ instances:
       elements: str
       sample: []
 summary:
-  description: How many instances are as they were, were changed, and failed.
+  description: How many instances are as they were, were changed, failed, and were skipped.
   returned: always
   type: dict
   contains:
@@ -287,6 +287,10 @@ summary:
       sample: 4
     failed:
       description: Instances that could not be changed.
+      type: int
+      sample: 0
+    skipped:
+      description: Instances whose change was not begun, because that of another one had failed.
       type: int
       sample: 0
 report:

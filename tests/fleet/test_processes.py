@@ -137,7 +137,7 @@ def test_adhoc_and_process_info(modules: Any, pids: Pids) -> None:
     first = run(project="shop", definitions=shop())
     for host in NAMES:
         assert first[host]["changed"] is True
-        assert first[host]["summary"] == {"ok": 0, "changed": 7, "failed": 0}
+        assert first[host]["summary"] == {"ok": 0, "changed": 7, "failed": 0, "skipped": 0}
     second = run(project="shop", definitions=shop())
     assert not any(second[host]["changed"] for host in NAMES)
     info = getattr(modules.all, "pm3.fleet.process_info")(project="shop", wait_for="online")
@@ -161,3 +161,9 @@ def test_sources_templates_and_files_on_the_host(tmp_path: Path, play: Play, fle
     assert there.status == 0, there.output
     assert there.actions()["worker"] == "created"
     assert fleet.ssh("app1", "readlink /proc/$(pgrep -f -o 'sleep 1000000')/cwd").stdout.strip() == "/srv/there"
+
+
+def test_a_program_runs_as_its_user(fleet: Fleet, play: Play) -> None:
+    done = play([processes(definitions={"mail": {"command": "sleep 1000000", "user": "deploy"}})], hosts="app1")
+    assert done.status == 0, done.output
+    assert fleet.ssh("app1", "ps -o user= -p $(pgrep -f -o 'sleep 1000000')").stdout.strip() == "deploy"

@@ -32,6 +32,7 @@ class Cells:
     def __init__(self, loop: Loop, root: str | None) -> None:
         self.root = root
         self._loop = loop
+        self._sessions: set[int] | None = None
         self._emptied: dict[int, tuple[str, Callable[[], None]]] = {}
         # cgroup.events tells news as EPOLLPRI, which selectors do not know; an epoll set can itself be watched.
         self._events = select.epoll()
@@ -40,6 +41,7 @@ class Cells:
     def procs(self, spawn_id: str) -> str:
         """A new cell; gives the file into which a process writes "0" to enter it. Empty where there are no cells."""
         if self.root is None:
+            self._sessions = None  # the process that is to come begins another one
             return ""
         path = os.path.join(self.root, spawn_id)
         os.makedirs(path, exist_ok=True)
@@ -48,11 +50,22 @@ class Cells:
     def members(self, spawn_id: str, leader: Process | None) -> list[int]:
         """The processes of an instance, its zombies left out. `leader` is its main process, which may have ended."""
         if self.root is None:
-            return session_members(leader) if leader is not None else []
+            return session_members(leader) if leader is not None and leader.pid in self._all_sessions() else []
         try:
             return [int(line) for line in _read(os.path.join(self.root, spawn_id, "cgroup.procs")).split()]
         except OSError:
             return []
+
+    def _all_sessions(self) -> set[int]:
+        """The sessions that there are. One look serves all instances that end in the same turn of the loop: a session that is gone
+        stays gone, and `procs` forgets the look before another can begin."""
+        if self._sessions is None:
+            self._sessions = {session for pid in _pids() if (session := _session_of(pid)) is not None}
+            self._loop.soon(self._look_again)
+        return self._sessions
+
+    def _look_again(self) -> None:
+        self._sessions = None
 
     def kill(self, spawn_id: str, leader: Process | None) -> None:
         """SIGKILL to every process of the instance."""
@@ -187,8 +200,11 @@ def session_members(leader: Process) -> list[int]:
     """
     if spawn.start_time(leader.pid) not in (None, leader.start_time):
         return []
-    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-    return [pid for pid in pids if _session_of(pid) == leader.pid and spawn.is_running(pid)]
+    return [pid for pid in _pids() if _session_of(pid) == leader.pid and spawn.is_running(pid)]
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
 
 
 def _session_of(pid: int) -> int | None:

@@ -383,7 +383,9 @@ class Supervisor:
         if instance.spawn_id != spawn_id or instance.running is None:
             return
         self._unattend(instance.running)
-        self._ended(instance, spawn.reap(instance.running) or self._end_of(instance.running))
+        end = spawn.reap(instance.running) or self._end_of(instance.running)
+        # When all that ended together has been reaped: then one look at what is left serves them all.
+        self.loop.soon(lambda: self._ended(instance, end) if instance.spawn_id == spawn_id else None)
 
     def _end_of(self, process: Process) -> End:
         """How a process that is not our child ended, as far as anybody knows: the kernel, its remains, or the keeper."""

@@ -188,21 +188,23 @@ class Apply:
     def _process(self, changes: Sequence[Change], last: bool) -> Steps:
         """The changes of one process. What does not run starts first, all at once; only when that has come up is what does run replaced,
         one instance after the other: a release that cannot run costs no instance that does, however often it is tried."""
-        fresh = [change for change in changes if change.action not in _LIVE and self._is_down(change)]
-        replaced = [change for change in changes if change.action not in _LIVE and change not in fresh]
+        fresh: list[Change] = []
+        replaced: list[Change] = []
         for change in changes:
             if change.action in _LIVE:
                 self._update(change)
+            else:
+                (fresh if self._is_down(change) else replaced).append(change)
         if self.plan.state is State.STOPPED:
             for change in fresh:
                 self._place(change, wanted=False)
             return
-        for change in [change for change in fresh if self._was_stopped(change)]:
-            fresh.remove(change)
-            self._fail(change, self.supervisor.instances[change.name], _STOPPED_MEANWHILE)
+        for change in fresh:
+            if self._was_stopped(change):
+                self._fail(change, self.supervisor.instances[change.name], _STOPPED_MEANWHILE)
         # Unchanged ones that are on their way up already: dependents wait for these too.
         coming = [change for change in changes if change.action in _LIVE and self._is_coming(change)]
-        begun = {self._begin(change): change for change in fresh}
+        begun = {self._begin(change): change for change in fresh if change.name not in self.rows}
         begun.update((self.supervisor.instances[change.name], change) for change in coming)
         judge = is_settled if replaced else is_begun if last and not self.patient else is_ready
         yield from self._await(begun, judge)
