@@ -19,7 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from typing import Any
 
 from .. import VERSION
@@ -322,6 +321,8 @@ def _noted(_number: int, _frame: Any) -> None:
 
 
 def _on_error(error: BaseException) -> None:
+    import traceback  # half a megabyte that a healthy agent does without
+
     diagnose("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
 
 

@@ -21,10 +21,11 @@ from ..model.plan import Action, Plan, State, plan
 from ..model.problems import DefinitionError, Problem
 from ..wire import messages
 from . import views, walks
+from .instance import Instance
 from .logs import Follower, Tail
 from .server import Client, Peer
 from .store import Revision
-from .supervisor import Instance, Supervisor
+from .supervisor import Supervisor
 from .tasks import Steps, Task, Turns
 
 Document = dict[str, Any]
@@ -41,7 +42,7 @@ class Requests:
         self.projects: dict[str, Revision] = supervisor.store.projects()
         self._turns = Turns()
         self._tasks: set[Task] = set()
-        self._coming_up: set[str | None] = set()  # projects of which `start_wanted` still starts what has to wait
+        self._coming_up: set[str | None] = set()  # projects of which `come_up` still starts what has to wait
         self._do: dict[str, Callable[[Document, Peer, Client], None]] = {
             "hello": lambda request, peer, client: client.finish(self._hello()),
             "apply": self._apply,

@@ -19,17 +19,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 from ..model import machine, placeholders, words
-from ..model.definition import Definition
-from ..model.machine import After, Cause, End, Event, Life, Phase, Policy
-from ..model.placeholders import Scope
+from ..model.machine import Cause, End, Event, Phase
 from ..model.plan import Actual
 from ..model.problems import DefinitionError, Unfit
 from . import accounts, environment, spawn
 from . import cells as cells_room
 from .cells import Cells
 from .descriptors import ServiceManager
+from .instance import Instance, is_cut_off, is_up
 from .loop import READ, Loop, Timer
-from .output import Pumps, Streams
+from .output import Pumps
 from .probes import probe
 from .spawn import Process
 from .store import Record, Store, StoreError
@@ -40,71 +39,6 @@ _STORE_PAUSE = 1.0  # seconds after which a store that could not be written is t
 _EXPECTED = (spawn.SpawnError, accounts.AccountError, DefinitionError, Unfit, OSError)  # what can prevent a start
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _GONE_WITH_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.SPAWNING, Phase.ABORTING)
-
-
-class Instance:
-    """One instance: what it is to be, its life, and the kernel's handles on it."""
-
-    __slots__ = (
-        "count",
-        "definition",
-        "life",
-        "log_starts",
-        "name",
-        "number",
-        "path",
-        "probing",
-        "process",
-        "project",
-        "running",
-        "spawn_id",
-        "stops",
-        "streams",
-        "timers",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        name: str,
-        process: str,
-        number: int,
-        count: int,
-        project: str | None,
-        definition: Definition,
-        path: str | None,
-    ) -> None:
-        self.name = name
-        self.process = process
-        self.number = number
-        self.count = count
-        self.project = project  # None: ad hoc, started by hand
-        self.definition = definition  # what it runs as
-        self.path = path
-        self.log_starts = (0, 0)  # where in its logs the output of the present spawn begins, as far as known
-        self.wanted = False  # it is meant to run, also after a reboot
-        self.stops = (
-            0  # times that somebody asked for it to stop: by this a change under way sees that one came after it
-        )
-        self.life = Life(Policy.of(definition))
-        self.spawn_id = ""
-        self.running: Process | None = None
-        self.streams: Streams | None = None
-        self.timers: dict[machine.Timer, Timer] = {}
-        self.probing: Any = None
-
-    @property
-    def pid(self) -> int | None:
-        return self.running.pid if self.running is not None else None
-
-    @property
-    def scope(self) -> Scope:
-        return Scope(self.number, self.count, self.process, self.name, self.project or "")
-
-    def redefine(self, definition: Definition) -> None:
-        """Another definition for an instance that rests: it begins a new life."""
-        self.definition = definition
-        self.life = Life(Policy.of(definition), total_restarts=self.life.total_restarts)
 
 
 class Supervisor:
@@ -624,26 +558,6 @@ class Supervisor:
                 pipes = list(instance.streams.read_fds) if instance.streams is not None else []
                 found[instance.spawn_id] = [fd for fd in (*pipes, instance.running.pidfd) if fd >= 0]
         return found
-
-
-def is_up(instance: Instance) -> bool:
-    """Runs as it should, or has ended by itself as it may: a one-shot that succeeded needs no start (W23)."""
-    life = instance.life
-    if life.phase is Phase.DOWN:
-        return instance.wanted and has_completed(life)
-    return life.phase in (Phase.SPAWNING, Phase.STARTING, Phase.ONLINE)
-
-
-def has_completed(life: Life) -> bool:
-    """It did its work and ended well, and is not to be started again."""
-    return life.phase is Phase.DOWN and life.end is not None and life.end.code == 0 and life.end.cause is Cause.EXIT
-
-
-def is_cut_off(life: Life) -> bool:
-    """It was stopped, or is being stopped, and nothing but its being wanted says what was to follow."""
-    if life.phase in (Phase.DOWN, Phase.SWEEPING):
-        return life.after is After.REST and (life.end is None or life.end.cause is Cause.USER)
-    return life.phase in (Phase.STOPPING, Phase.KILLING, Phase.ABORTING) and life.after is After.REST
 
 
 def _opened(pid: int) -> list[int]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import site
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -16,9 +15,10 @@ from ..model.definition import FIELDS, Definition
 from ..model.machine import End, Phase
 from ..model.order import natural
 from ..model.plan import MASK
+from .instance import Instance
 from .output import last_lines
 from .store import Revision
-from .supervisor import Instance, Supervisor
+from .supervisor import Supervisor
 
 Document = dict[str, Any]
 
@@ -146,6 +146,8 @@ def _psutil() -> Any:
     """psutil comes from the host's distribution, in folders that we do not look into otherwise: the agent starts with -I -S."""
     if "psutil" not in sys.modules:
         if sys.flags.no_site:
+            import site
+
             site.main()
         try:
             import psutil

@@ -18,9 +18,10 @@ from ..model import rows as result_rows
 from ..model.definition import Definition
 from ..model.machine import Phase
 from ..model.plan import Action, Change, Plan, State
+from .instance import Instance, has_completed
 from .loop import Timer
 from .output import last_lines
-from .supervisor import Instance, Supervisor, has_completed
+from .supervisor import Supervisor
 from .tasks import All, Steps, Task
 
 _STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end

@@ -1,0 +1,101 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One instance as the agent holds it: what it is to be, its life, and the kernel's handles on it. And what its life amounts to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..model import machine
+from ..model.definition import Definition
+from ..model.machine import After, Cause, Life, Phase, Policy
+from ..model.placeholders import Scope
+from .loop import Timer
+from .output import Streams
+from .spawn import Process
+
+
+class Instance:
+    """One instance: what it is to be, its life, and the kernel's handles on it."""
+
+    __slots__ = (
+        "count",
+        "definition",
+        "life",
+        "log_starts",
+        "name",
+        "number",
+        "path",
+        "probing",
+        "process",
+        "project",
+        "running",
+        "spawn_id",
+        "stops",
+        "streams",
+        "timers",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        process: str,
+        number: int,
+        count: int,
+        project: str | None,
+        definition: Definition,
+        path: str | None,
+    ) -> None:
+        self.name = name
+        self.process = process
+        self.number = number
+        self.count = count
+        self.project = project  # None: ad hoc, started by hand
+        self.definition = definition  # what it runs as
+        self.path = path
+        self.log_starts = (0, 0)  # where in its logs the output of the present spawn begins, as far as known
+        self.wanted = False  # it is meant to run, also after a reboot
+        self.stops = (
+            0  # times that somebody asked for it to stop: by this a change under way sees that one came after it
+        )
+        self.life = Life(Policy.of(definition))
+        self.spawn_id = ""
+        self.running: Process | None = None
+        self.streams: Streams | None = None
+        self.timers: dict[machine.Timer, Timer] = {}
+        self.probing: Any = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.running.pid if self.running is not None else None
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.number, self.count, self.process, self.name, self.project or "")
+
+    def redefine(self, definition: Definition) -> None:
+        """Another definition for an instance that rests: it begins a new life."""
+        self.definition = definition
+        self.life = Life(Policy.of(definition), total_restarts=self.life.total_restarts)
+
+
+def is_up(instance: Instance) -> bool:
+    """Runs as it should, or has ended by itself as it may: a one-shot that succeeded needs no start (W23)."""
+    life = instance.life
+    if life.phase is Phase.DOWN:
+        return instance.wanted and has_completed(life)
+    return life.phase in (Phase.SPAWNING, Phase.STARTING, Phase.ONLINE)
+
+
+def has_completed(life: Life) -> bool:
+    """It did its work and ended well, and is not to be started again."""
+    return life.phase is Phase.DOWN and life.end is not None and life.end.code == 0 and life.end.cause is Cause.EXIT
+
+
+def is_cut_off(life: Life) -> bool:
+    """It was stopped, or is being stopped, and nothing but its being wanted says what was to follow."""
+    if life.phase in (Phase.DOWN, Phase.SWEEPING):
+        return life.after is After.REST and (life.end is None or life.end.cause is Cause.USER)
+    return life.phase in (Phase.STOPPING, Phase.KILLING, Phase.ABORTING) and life.after is After.REST
