@@ -60,6 +60,7 @@ class Requests:
     def handle(self, document: Document, peer: Peer, client: Client) -> None:
         """One request. Raises `messages.Malformed`."""
         request = messages.check(document)
+        self._supervisor.flush()  # nobody is told what a crash could still undo
         try:
             self._do[request["type"]](request, peer, client)
         except DefinitionError as error:

@@ -73,6 +73,7 @@ class Supervisor:
         self._by_pid: dict[int, Instance] = {}  # whose end has not been seen yet
         self._next_spawn = int(store.get("next_spawn") or "1")
         self._store_pause: Timer | None = None  # while the store cannot be written
+        self._store_fails = False  # told, and not written since
         self._checkpointing = False
         self._do: dict[type, Callable[[Instance, Any], None]] = {
             machine.Spawn: self._queue_spawn,
@@ -158,24 +159,25 @@ class Supervisor:
         What cannot be written (a full disk) is tried again, and supervising goes on. Should the agent die before that succeeds, the
         next one finds processes other than the stored ones, and ends them by the descriptors and cells that were kept of them.
         """
-        if not self._dirty and not self._removed:
+        if self._store_pause is not None or not (self._dirty or self._removed):
             return
         records = [self._record(instance) for instance in self._dirty]
         try:
             self.store.save(records, self._removed, {"next_spawn": str(self._next_spawn)})
         except StoreError as error:
-            if self._store_pause is None:
+            if not self._store_fails:
                 self._diagnose(f"{error}; it is tried again every {_STORE_PAUSE:g} s")
-            else:
-                self._store_pause.cancel()
-            self._store_pause = self.loop.after(_STORE_PAUSE, self.flush)
+            self._store_fails = True
+            self._store_pause = self.loop.after(_STORE_PAUSE, self._flush_again)
             return
-        if self._store_pause is not None:
-            self._store_pause.cancel()
-            self._store_pause = None
+        self._store_fails = False
         self._dirty, self._removed = set(), set()
         if self.store.due:
             self.checkpoint()
+
+    def _flush_again(self) -> None:
+        self._store_pause = None
+        self.flush()
 
     def checkpoint(self) -> None:
         """Has everything that is written survive a loss of power, some time soon. Off the loop: it waits for the disk."""
