@@ -44,6 +44,8 @@ def test_the_role_is_what_it_says(agents: None, fleet: Fleet) -> None:
     ]
     assert fleet.ssh("app1", "stat -c '%a %U %G' /var/lib/pm3/pm3.sock").stdout.strip() == "660 root pm3"
     assert fleet.ssh("app1", "stat -c %a /var/lib/pm3/store.sqlite").stdout.strip() == "600"
+    # Programs may run as this user, and through the socket of a root agent they would be root.
+    assert fleet.ssh("app1", "id -nG pm3-run").stdout.split() == ["pm3-run"]
     hello = fleet.ssh("app1", "pm3 --version").stdout
     assert hello.startswith("pm3 ")
 

@@ -164,6 +164,6 @@ def test_sources_templates_and_files_on_the_host(tmp_path: Path, play: Play, fle
 
 
 def test_a_program_runs_as_its_user(fleet: Fleet, play: Play) -> None:
-    done = play([processes(definitions={"mail": {"command": "sleep 1000000", "user": "deploy"}})], hosts="app1")
+    done = play([processes(definitions={"mail": {"command": "sleep 1000000", "user": "pm3-run"}})], hosts="app1")
     assert done.status == 0, done.output
-    assert fleet.ssh("app1", "ps -o user= -p $(pgrep -f -o 'sleep 1000000')").stdout.strip() == "deploy"
+    assert fleet.ssh("app1", "ps -o user= -p $(pgrep -f -o 'sleep 1000000')").stdout.strip() == "pm3-run"
