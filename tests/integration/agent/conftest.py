@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client, ClientError
 
 PACKAGE = Path(__file__).resolve().parents[3] / "plugins" / "module_utils" / "pm3"
 COMMAND = [sys.executable, "-I", "-S", str(PACKAGE / "__main__.py")]
@@ -104,8 +104,10 @@ class Agent:
     def end(self) -> None:
         try:
             pids = [pid for pid in self.pids().values() if pid]
-        except Exception:
-            return
+        except ClientError as error:
+            if error.reason != "absent":
+                raise
+            return  # the test has ended it already
         agent = self.pid()
         self.pm3("kill")
         until(lambda: not alive(agent), "the agent ends")

@@ -61,12 +61,10 @@ _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field takes: `check(value) -> canonical value`, and how the docs and Ansible call it."""
+    """What a field takes: `check(value) -> canonical value`, and how the docs call it."""
 
     words: str  # "a text", "milliseconds": completes "expected …"
     check: Callable[[Any], Any]
-    ansible: str = "str"  # the type of the module option
-    elements: str | None = None
     choices: tuple[str, ...] = ()
 
 
@@ -232,14 +230,14 @@ def one_of(*allowed: str) -> Kind:
 TEXT = Kind("a text", _filled_text)
 COMMAND = Kind("a program and its arguments (no shell)", _command)
 PATH = Kind("a path", _filled_text)
-FILES = Kind("a path or a list of paths", _files, "list", "str")
-NAMES = Kind("a list of process names", _names, "list", "str")
-ENVIRONMENT = Kind("a table of texts", _environment, "dict")
-SECRETS = Kind("a table of texts", _secrets, "dict")
-OVERLAYS = Kind("a table of tables of texts", _overlays, "dict")
+FILES = Kind("a path or a list of paths", _files)
+NAMES = Kind("a list of process names", _names)
+ENVIRONMENT = Kind("a table of texts", _environment)
+SECRETS = Kind("a table of texts", _secrets)
+OVERLAYS = Kind("a table of tables of texts", _overlays)
 INSTANCES = Kind('a whole number, "max", or a negative number (all CPUs but so many)', _instances)
-COUNT = Kind("a whole number", lambda value: _integer(value, 0, U32), "int")
-EXIT_CODES = Kind("a list of exit codes", _exit_codes, "list", "int")
+COUNT = Kind("a whole number", lambda value: _integer(value, 0, U32))
+EXIT_CODES = Kind("a list of exit codes", _exit_codes)
 SIGNAL = Kind("the name of a signal", _signal)
 MILLISECONDS = Kind('milliseconds, or a time such as "10s"', lambda value: duration(value, 1))
 SECONDS = Kind('seconds, or a time such as "2m"', lambda value: duration(value, 1000))
