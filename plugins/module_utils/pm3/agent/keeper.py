@@ -119,8 +119,9 @@ class Keeper:
                 os.read(self._wake, 4096)
             except BlockingIOError:
                 pass
-            self._receive()
-            self._obey()
+            signals, self._signals = self._signals, []
+            self._receive()  # after the signals were taken: who was told that the agent is ready may send one at once
+            self._obey(signals)
             self._reap()
             if self._result is None and not self._agent and time.monotonic() >= self._restart_at:
                 self._start()
@@ -234,9 +235,8 @@ class Keeper:
 
     # What others say
 
-    def _obey(self) -> None:
-        while self._signals:
-            number = self._signals.pop(0)
+    def _obey(self, signals: list[int]) -> None:
+        for number in signals:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._stops += 1
                 self._restart_at = 0.0  # only an agent can stop what runs
