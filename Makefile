@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 
 .PHONY: help venv quickstart quickstart-down check format types unit pythons integration integration-agent \
-        integration-modules sanity lint docs fleet fleet-up fleet-down test clean
+        integration-modules sanity lint docs fleet fleet-up fleet-down test bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ fleet-down: .venv/tests.stamp ## end them
 
 test: .venv/tests.stamp ## everything above, with a table at the end; REQUIRE=fleet: fail where that cannot run
 	@$(PYTHON) tests/tools/stages.py $(addprefix --require=,$(REQUIRE))
+
+bench: .venv/tests.stamp ## our figures beside the bars of the design
+	@$(PYTHON) tests/benchmarks $(ARGS)
 
 # -----------------------------------------------------------------------------------------------------------------------
 

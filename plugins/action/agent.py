@@ -32,8 +32,9 @@ class ActionModule(ActionBase):
         libraries = {
             library.name: {
                 "minimum": library.minimum,
-                "below": ".".join(map(str, library.below)),
+                "below": ".".join(map(str, library.below)) if library.below else None,
                 "version": _packing.version_of(library),
+                "python": _packing.oldest_python(library),
             }
             for library in _packing.LIBRARIES
         }
@@ -42,20 +43,16 @@ class ActionModule(ActionBase):
         result = self._execute_module(module_args=words, task_vars=task_vars)
         if "upload" not in result:
             return result
-        needed = _packing.libraries_for(_packing.numbers(result["upload"]["python"]))
-        words["package"] = {**package, "archive": self._upload(_packing.archive(files, needed))}
-        missing = [library for library in needed if _packing.version_of(library) is None]
+        python = _packing.numbers(result["upload"]["python"])
+        lacks = {library: _packing.lack(library, python) for library in _packing.libraries_for(python)}
+        packed = [library for library, why in lacks.items() if why is None]
+        words["package"] = {**package, "archive": self._upload(_packing.archive(files, packed))}
         try:
             result = self._execute_module(module_args=words, task_vars=task_vars)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
-        if missing:
-            warnings = [
-                f"{library.name} {library.minimum} or newer is not installed on the controller, and the host's Python is older"
-                f" than {'.'.join(map(str, library.below))}: {library.feature}"
-                for library in missing
-            ]
-            result["warnings"] = [*result.get("warnings", ()), *warnings]
+        if len(packed) < len(lacks):
+            result["warnings"] = [*result.get("warnings", ()), *(why for why in lacks.values() if why is not None)]
         return result
 
     def _upload(self, archive: bytes) -> str:

@@ -16,7 +16,9 @@ import typing as t
 
 from . import _place, _service, _unpacked
 from ._place import Document, Place, Refused, Unanswered
-from ._service import File, Service, Step, Trouble
+from ._service import Service, Step, Trouble
+from .pm3.wire import units
+from .pm3.wire.units import File
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -53,6 +55,8 @@ _OURS = (
     "agent.log",
     "managed",
     "start.lock",
+    "dump.json",
+    "dump.json.new",
     "logs",
     "run",
 )
@@ -94,9 +98,7 @@ def _service_for(module: AnsibleModule, place: Place, running: Document | None) 
             f"the agent runs under {'systemd' if now == 'systemd' else 'a keeper of its own'}, and service_manager is {manager};"
             " remove it first with state: absent (data is kept), or leave service_manager alone"
         )
-    environment = {"PM3_DATA_DIR": place.data_dir}
-    if place.scope == "system":
-        environment["PM3_ADMIN_GROUP"] = params["admin_group"]
+    environment = units.environment(place.scope, place.data_dir, params["admin_group"])
     main = os.path.join(place.current, "pm3", "__main__.py")
     program = _service.Program(params["python"] or sys.executable, main, environment)
     return (_service.Systemd if manager == "systemd" else _service.Keeper)(module, place, program)

@@ -18,8 +18,7 @@ from ._processes import Unusable, nothing
 
 def from_host(path: str, chdir: str | None, overlay: str | None, place: Place) -> Document:
     """The fields of a request that come from a pm3.toml on this host. Raises `Unusable`."""
-    if sys.version_info < (3, 11):
-        sys.path.append(place.current)  # tomli has travelled there with the agent
+    sys.path.append(place.current)  # libraries have travelled there with the agent
     from .pm3.formats import pm3_toml
     from .pm3.model.problems import DefinitionError
 

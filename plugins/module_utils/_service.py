@@ -16,6 +16,8 @@ import time
 import typing as t
 
 from ._place import Place, Refused, Unanswered
+from .pm3.wire import units
+from .pm3.wire.units import File
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -24,69 +26,11 @@ READY_SECONDS = 60.0  # for an agent to say that it is up: it adopts what runs f
 STOP_SECONDS = 600.0  # for one to end: it stops all instances, each in its own time
 LINES = 20  # of the agent's own log, in messages
 
-UNIT, CELLS = "pm3.service", "pm3-cells.service"
-_MADE = "# Written by the Ansible module pm3.fleet.agent, and written again when it differs."
-
-_UNIT = """\
-{made}
-[Unit]
-Description=pm3, keeps processes as their definitions say
-Wants={cells}
-After={cells}{after}
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-NotifyAccess=main
-{environment}
-ExecStart={command} --daemon
-ExecReload=/bin/kill -HUP $MAINPID
-WatchdogSec=30
-Restart=always
-RestartSec=100ms
-KillMode=process
-OOMPolicy=continue
-FileDescriptorStoreMax=16384
-LimitNOFILE=1024:1048576
-TasksMax=infinity
-
-[Install]
-WantedBy={target}
-"""
-
-# The instances' cgroups live in a unit that nobody restarts: systemd before 254 cannot restart one whose cgroup has controllers enabled
-# for its children.
-_CELLS = """\
-{made}
-[Unit]
-Description=pm3, the cgroups of its instances
-
-[Service]
-Type=exec
-ExecStart=/bin/sleep infinity
-Delegate=yes
-KillMode=process
-OOMPolicy=continue
-{score}TasksMax=infinity
-"""
-
-_NEEDRESTART = """\
-{made}
-# A restart of the agent stops everything that it keeps; after an upgrade of a library none is needed.
-$nrconf{{override_rc}}{{qr(^pm3(-cells)?\\.service$)}} = 0;
-"""
+UNIT, CELLS = units.SERVICE, units.CELLS
 
 
 class Trouble(Exception):
     """The service manager could not do it; the whole sentence for the user."""
-
-
-class File(t.NamedTuple):
-    """A file as it has to be."""
-
-    path: str
-    text: str
-    mode: int = 0o644
 
 
 class Step(t.NamedTuple):
@@ -143,34 +87,10 @@ class Systemd:
     def __init__(self, module: AnsibleModule, place: Place, program: Program) -> None:
         self._module = module
         self._place = place
-        self._words = ["systemctl"] if place.scope == "system" else ["systemctl", "--user"]
-        self._runtime = {} if place.scope == "system" else {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"}
-        self._folder = "/etc/systemd/system" if place.scope == "system" else user_units()
-        self._user = "" if place.scope == "system" else _user_name()
-        self.files = self._files(program)
-
-    def _files(self, program: Program) -> list[File]:
-        system = self._place.scope == "system"
-        unit = _UNIT.format(
-            made=_MADE,
-            cells=CELLS,
-            after=" network.target" if system else "",
-            environment="\n".join(
-                f"Environment={_quoted(f'{key}={value}')}" for key, value in program.environment.items()
-            ),
-            command=" ".join(_quoted(word) for word in program.words),
-            target="multi-user.target" if system else "default.target",
-        )
-        cells = _CELLS.format(made=_MADE, score="OOMScoreAdjust=-900\n" if system else "")
-        start = " ".join([*self._words, "start", UNIT])
-        files = [
-            File(os.path.join(self._folder, CELLS), cells),
-            File(os.path.join(self._folder, UNIT), unit),
-            File(os.path.join(self._place.data_dir, "managed"), f"{start}\n"),  # for commands that find no agent
-        ]
-        if system and os.path.isdir("/etc/needrestart"):
-            files.append(File("/etc/needrestart/conf.d/pm3.conf", _NEEDRESTART.format(made=_MADE)))
-        return files
+        self._words = units.systemctl(place.scope)
+        self._runtime = units.runtime(place.scope)
+        self._user = "" if place.scope == "system" else units.user_name()
+        self.files = units.files(place.scope, place.data_dir, program.words, program.environment)
 
     def state(self) -> str:
         active = self._shown("ActiveState")
@@ -179,12 +99,12 @@ class Systemd:
         return "down" if active == "inactive" else "lost"
 
     def prepared(self) -> list[Step]:
-        if self._user and not lingers(self._user):
+        if self._user and not units.lingers(self._user):
             return [Step(f"let user {self._user} linger", self._linger)]
         return []
 
     def missing(self) -> list[Step]:
-        installed = os.path.lexists(os.path.join(self._folder, UNIT))
+        installed = os.path.lexists(units.path(self._place.scope))
         if installed and self._shown("UnitFileState") == "enabled":
             return []
         return [Step(f"enabled {UNIT}", lambda: self._run("enable", UNIT))]
@@ -212,7 +132,7 @@ class Systemd:
                 f" {error.strip()}; run it as root once, or say service_manager: none"
             )
         deadline = time.monotonic() + READY_SECONDS
-        while not os.path.exists(_user_systemd()):
+        while not os.path.exists(units.user_manager()):
             if time.monotonic() > deadline:
                 raise Trouble(
                     f"user {self._user} lingers now, but the user's systemd has not come up in {READY_SECONDS:g} s"
@@ -350,24 +270,15 @@ def manager_for(wanted: str, place: Place, running: str | None) -> str:
     if running in ("systemd", "keeper"):
         return "systemd" if running == "systemd" else "none"
     if place.scope == "system":
-        return "systemd" if os.path.isdir("/run/systemd/system") else "none"
-    if os.path.lexists(os.path.join(user_units(), UNIT)):
+        return "systemd" if units.booted() else "none"
+    if os.path.lexists(units.path("user")):
         return "systemd"
     # Without lingering the user's systemd ends with the user's last session, so with that of Ansible.
-    return "systemd" if place.usual and lingers(_user_name()) and os.path.exists(_user_systemd()) else "none"
-
-
-def lingers(user: str) -> bool:
-    return os.path.exists(f"/var/lib/systemd/linger/{user}")
-
-
-def _user_systemd() -> str:
-    return f"/run/user/{os.getuid()}/systemd/private"
-
-
-def user_units() -> str:
-    shared = os.environ.get("XDG_CONFIG_HOME", "")
-    return os.path.join(shared if shared.startswith("/") else os.path.expanduser("~/.config"), "systemd", "user")
+    return (
+        "systemd"
+        if place.usual and units.lingers(units.user_name()) and os.path.exists(units.user_manager())
+        else "none"
+    )
 
 
 def _answers(place: Place) -> bool:
@@ -399,15 +310,3 @@ def _line(fd: int, seconds: float) -> str:
 
 def _indented(text: str) -> list[str]:
     return [f"    | {line}" for line in text.splitlines()[-LINES:]]
-
-
-def _user_name() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
-
-
-def _quoted(word: str) -> str:
-    """A word of a unit file. systemd.syntax(7): % begins a specifier, and $ a variable."""
-    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{word}"' if any(letter.isspace() or letter in "\"'\\" for letter in word) else word

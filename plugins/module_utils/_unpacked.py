@@ -42,10 +42,14 @@ def is_there(place: Place, identity: str) -> bool:
 
 
 def lacks_library(
-    place: Place, identity: str, libraries: t.Mapping[str, t.Mapping[str, str]], python: tuple[int, int]
+    place: Place, identity: str, libraries: t.Mapping[str, t.Mapping[str, str | None]], python: tuple[int, int]
 ) -> bool:
-    """Whether a library that a host with this Python needs is missing or too old here, and the controller has a better one."""
-    needed = {name: about for name, about in libraries.items() if python < _numbers(about["below"])}
+    """Whether a library that a host with this Python needs is missing or too old here, and the controller has a better one for it."""
+    needed = {
+        name: about
+        for name, about in libraries.items()
+        if (not about["below"] or python < _numbers(about["below"])) and python >= _numbers(about["python"] or "")
+    }
     if not needed:
         return False
     try:
@@ -54,7 +58,9 @@ def lacks_library(
     except (OSError, ValueError):
         found = {}
     return any(
-        _numbers(found.get(name, "")) < _numbers(about["minimum"]) for name, about in needed.items() if about["version"]
+        _numbers(found.get(name, "")) < _numbers(about["minimum"] or "")
+        for name, about in needed.items()
+        if about["version"]
     )
 
 

@@ -30,15 +30,18 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 @dataclass(frozen=True)
 class Library:
-    """A pure library that travels with the agent to hosts whose Python is older than `below`."""
+    """A pure library that travels with the agent to hosts whose Python is older than `below`; to all of them where that is None."""
 
     name: str  # both the distribution and the package
     minimum: str
-    below: tuple[int, int]
+    below: tuple[int, int] | None
     feature: str  # what is missing without it
 
 
-LIBRARIES = (Library("tomli", "2.0", (3, 11), "pm3.toml files cannot be read on the host itself"),)
+LIBRARIES = (
+    Library("cronsim", "2.6", None, "cron_restart cannot be used"),
+    Library("tomli", "2.0", (3, 11), "pm3.toml files cannot be read on the host itself"),
+)
 
 
 def agent_files(folder: pathlib.Path = PACKAGE) -> dict[str, bytes]:
@@ -62,7 +65,7 @@ def identity(files: Files) -> str:
 
 def libraries_for(python: tuple[int, ...]) -> tuple[Library, ...]:
     """The libraries that an agent needs beside it on a host with this Python."""
-    return tuple(library for library in LIBRARIES if python < library.below)
+    return tuple(library for library in LIBRARIES if library.below is None or python < library.below)
 
 
 def version_of(library: Library) -> str | None:
@@ -72,6 +75,30 @@ def version_of(library: Library) -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     return version if numbers(version) >= numbers(library.minimum) else None
+
+
+def oldest_python(library: Library) -> str:
+    """The oldest Python that this controller's version of the library runs with; empty where it does not say."""
+    try:
+        found = re.search(r">=\s*(\d+\.\d+)", importlib.metadata.metadata(library.name).get("Requires-Python") or "")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    return found[1] if found else ""
+
+
+def lack(library: Library, python: tuple[int, ...]) -> str | None:
+    """Why a host with this Python goes without a library that it needs, in one sentence; None where it gets it."""
+    version, oldest = version_of(library), oldest_python(library)
+    host = ".".join(map(str, python[:2]))
+    if version is None:
+        needs = f", which the host's Python {host} needs," if library.below else ""
+        return f"{library.name} {library.minimum} or newer{needs} is not installed on the controller: {library.feature}"
+    if python < numbers(oldest):
+        return (
+            f"{library.name} {version} on the controller needs Python {oldest} or newer, and the host has {host}, so"
+            f" {library.feature}; install an older {library.name} on the controller, as the collection's requirements.txt has it"
+        )
+    return None
 
 
 def numbers(version: str) -> tuple[int, ...]:

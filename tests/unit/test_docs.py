@@ -17,17 +17,19 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli.main import COMMANDS
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli import main as cli
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli.main import COMMANDS, Argument
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.formats import pm3_toml
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import definition, kinds, loading, rows
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import FIELDS, Effect, Field
 
 ROOT = pathlib.Path(__file__).parents[2]
-README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "fields.md"
+README, REFERENCE, TYPED = ROOT / "README.md", ROOT / "docs" / "fields.md", ROOT / "docs" / "commands.md"
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 MODULES = ("agent", "processes", "process_info")
 
 _TABLE = re.compile(r"(<!-- fields: .*? -->\n).*?(<!-- end of fields -->\n)", re.DOTALL)
+_COMMANDS = re.compile(r"(<!-- commands: .*? -->\n).*?(<!-- end of commands -->\n)", re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _ROW = re.compile(r"^(?:  )?(\S+) +(\w+) +(\w+)(?: +(.+))?$")
 _COSTS = {
@@ -80,13 +82,72 @@ def full_table() -> str:
 
 @pytest.mark.parametrize(("page", "table"), [(README, short_table), (REFERENCE, full_table)], ids=["README", "fields"])
 def test_tables_of_fields_are_the_field_table(page: pathlib.Path, table: Any) -> None:
+    same(page, _TABLE, table())
+
+
+def same(page: pathlib.Path, marks: re.Pattern[str], content: str) -> None:
+    """What is between the marks on a page is `content`; or it is written there."""
     text = page.read_text(encoding="utf-8")
-    expected, count = _TABLE.subn(lambda found: found.group(1) + table() + found.group(2), text)
-    assert count == 1, "the marks around the table of fields are missing"
+    expected, count = marks.subn(lambda found: found.group(1) + content + found.group(2), text)
+    assert count == 1, "the marks around what is written by this test are missing"
     if os.environ.get("PM3_WRITE_DOCS"):
         page.write_text(expected, encoding="utf-8")
     else:
         assert text == expected, 'write it anew: PM3_WRITE_DOCS=1 make unit ARGS="-k test_docs"'
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def synopsis(argument: Argument) -> str:
+    """An argument as it is typed: `[NAME…]`, `[--env ENV]`, `SIG`."""
+    flags, about = argument
+    if not flags[0].startswith("-"):
+        shown = about["metavar"] + "…" * (about.get("nargs") in ("*", "+"))
+        return f"[{shown}]" if about.get("nargs") in ("*", "?") else shown
+    return f"[{taken(argument)}]"
+
+
+def taken(argument: Argument) -> str:
+    """An argument or option on its own."""
+    flags, about = argument
+    if not flags[0].startswith("-"):
+        return str(about["metavar"])
+    if about.get("action") == "store_true":
+        return ", ".join(flags)
+    return f"{', '.join(flags)} {about.get('metavar') or '|'.join(about['choices'])}"
+
+
+def reference() -> str:
+    lines = []
+    for name, command in COMMANDS.items():
+        words = " ".join(["pm3", name, *map(synopsis, command.arguments)])
+        lines += [
+            f"### {name}",
+            "",
+            f"`{words}`",
+            "",
+            f"{command.help[0].upper()}{command.help[1:]}. {command.more}".rstrip(),
+        ]
+        if command.aliases:
+            lines[-1] += f" Also: {', '.join(f'`{alias}`' for alias in command.aliases)}."
+        about = [one for one in command.arguments if "help" in one[1]]
+        if about:
+            lines += ["", "| | |", "|---|---|"]
+            lines += [f"| `{taken(one)}` | {one[1]['help']} |" for one in about]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_reference_of_commands_is_their_table() -> None:
+    same(TYPED, _COMMANDS, reference())
+
+
+def test_every_message_is_of_a_command() -> None:
+    text = TYPED.read_text(encoding="utf-8")
+    said = text.partition("## What is said")[2].partition("\n## ")[0]
+    for cell in re.findall(r"^\| (`.*?)(?: \(on stderr\))? \|", said, re.MULTILINE):
+        assert {name.strip("`") for name in cell.split(", ")} <= set(COMMANDS), cell
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
@@ -171,6 +232,21 @@ def reported() -> list[Any]:
         shown = [line for line in lines if line and line.group(3) in ("online", "stopped", "errored", "removed")]
         found.append(pytest.param(shown, id=block.id))
     return found
+
+
+def typed() -> list[Any]:
+    """All commands of ours in the console blocks of all pages."""
+    found = []
+    for block in blocks("console"):
+        (text,) = block.values
+        for number, line in enumerate(re.findall(r"^\$ (?:.* \| )?pm3 (.*)$", text, re.MULTILINE)):
+            found.append(pytest.param(line.split(), id=f"{block.id}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("words", typed())
+def test_commands_in_examples_can_be_typed(words: list[str]) -> None:
+    cli.parser(words[0]).parse_intermixed_args(words[1:])
 
 
 @pytest.mark.parametrize("shown", [*reported()])

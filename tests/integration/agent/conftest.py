@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +19,21 @@ import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client, ClientError
 
 PACKAGE = Path(__file__).resolve().parents[3] / "plugins" / "module_utils" / "pm3"
-COMMAND = [sys.executable, "-I", "-S", str(PACKAGE / "__main__.py")]
+
+
+def unpacked() -> Path:
+    """The package as it lies on a host: with the libraries beside it that are packed with it."""
+    folder = Path(tempfile.mkdtemp(prefix="pm3-agent-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "pm3").symlink_to(PACKAGE)
+    for library in ("cronsim", "tomli"):
+        found = importlib.util.find_spec(library)
+        if found is not None and found.submodule_search_locations:
+            (folder / library).symlink_to(next(iter(found.submodule_search_locations)))
+    return folder
+
+
+COMMAND = [sys.executable, "-I", "-S", str(unpacked() / "pm3" / "__main__.py")]
 DEADLINE = 20.0  # seconds: only a hang takes that long
 
 

@@ -20,6 +20,7 @@ import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import ClientError
 
 from .conftest import Agent, alive, until
+from .test_agent import at_rest
 
 STEPS = 14
 BUSY = ("spawning", "aborting", "starting", "stopping", "killing", "sweeping", "backoff")
@@ -296,7 +297,7 @@ def descriptors(pid: int) -> dict[str, int]:
             kind = os.readlink(entry).partition(":[")[0]
         except FileNotFoundError:
             continue
-        if not kind.endswith(".sqlite"):
+        if ".sqlite" not in kind:
             found[kind] = found.get(kind, 0) + 1
     return found
 
@@ -312,9 +313,7 @@ def seeds() -> list[int]:
 @pytest.mark.parametrize("seed", seeds())
 def test_a_history_keeps_the_promises(agent: Agent, seed: int) -> None:
     keeper = int(Path(f"/proc/{agent.pid()}/stat").read_text().rpartition(")")[2].split()[1])
-    before = until(
-        lambda: descriptors(agent.pid()).get("socket") == 2 and descriptors(agent.pid()), "no client is left"
-    )
+    before = at_rest(lambda: descriptors(agent.pid()))
     kept = descriptors(keeper)
     history = History(agent, seed)
     try:

@@ -11,86 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import logs
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Follower, Tail
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.follower import Follower
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log import LogFile
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log_file import LINE, File
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Tail
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.log_options import LogOptions
 
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
-
-
-class CountingLoop(Loop):
-    turns = 0
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        self.turns += 1
-        super()._call(callback)
-
-
-class Reader:
-    """A client that takes lines, and stops when it has taken `room` of them."""
-
-    def __init__(self) -> None:
-        self.errors: list[BaseException] = []
-        self.loop = CountingLoop(self._failed)
-        self.lines: list[tuple[str, str]] = []
-        self.room = 10**9
-        self._wanted: Callable[[], bool] = lambda: False
-
-    def emit(self, name: str, line: str) -> bool:
-        self.lines.append((name, line))
-        if self._wanted():
-            self.loop.stop()
-        return len(self.lines) < self.room
-
-    def texts(self) -> list[str]:
-        return [line for _name, line in self.lines]
-
-    def until(self, count: int) -> None:
-        """Runs the loop until that many lines have come."""
-        self._wanted = lambda: len(self.lines) >= count
-        if not self._wanted():
-            self._run()
-
-    def settle(self) -> None:
-        """Runs the loop until what has happened so far is dealt with: a file that is followed on the side has come through."""
-        steps = iter(range(50))
-        self._wanted = lambda: False
-
-        def turn() -> None:
-            if next(steps, None) is None:
-                self.loop.stop()
-            else:
-                self.loop.after(0, turn)
-
-        turn()
-        self._run()
-
-    def tail(self, files: list[logs.File], lines: int) -> list[tuple[str, str]]:
-        self._wanted = lambda: False
-        Tail(self.loop, files, lines, self.emit, self.loop.stop)
-        self._run()
-        return self.lines
-
-    def _run(self) -> None:
-        late: list[str] = []
-
-        def end() -> None:
-            late.append("what was waited for did not happen")
-            self.loop.stop()
-
-        deadline = self.loop.after(PATIENCE, end)
-        self.loop.run()
-        deadline.cancel()
-        assert not late
-        assert not self.errors
-
-    def _failed(self, error: BaseException) -> None:
-        self.errors.append(error)
-        self.loop.stop()
+from .log_reading import Reader, append, descriptors, log_file
 
 
 @pytest.fixture
@@ -99,15 +29,6 @@ def reader() -> Iterator[Reader]:
     yield made
     made.loop.close()
     assert not made.errors
-
-
-def append(path: Path, content: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +42,7 @@ def descriptors() -> int:
         (b"a\n\n\n", 2, ["", ""]),
         (b"a\r\n\xff\xc3\xa9\r\n", 2, ["a", "\ufffdé"]),
         (b"\n", 1, [""]),
-        (b"x" * 200_000 + b"\nshort\n", 2, ["x" * (2 * logs.LINE - 200_000 % logs.LINE), "short"]),
+        (b"x" * 200_000 + b"\nshort\n", 2, ["x" * (2 * LINE - 200_000 % LINE), "short"]),
         (
             b"".join(b"%d\n" % number for number in range(100_000)),
             50_000,
@@ -132,11 +53,11 @@ def descriptors() -> int:
 def test_tail(tmp_path: Path, reader: Reader, content: bytes, lines: int, expected: list[str]) -> None:
     log = tmp_path / "log"
     log.write_bytes(content)
-    found = [line for _name, line in reader.tail([("web", "out", str(log))], lines)]
+    found = [line for _name, line in reader.tail([log_file("web", "out", log)], lines)]
     if "short" in expected:
         assert found[-1] == "short"
         assert set(found[0]) == {"x"}
-        assert len(found[0]) <= logs.LINE
+        assert len(found[0]) <= LINE
     else:
         assert found == expected
 
@@ -146,7 +67,7 @@ def test_tail_goes_file_by_file_and_skips_those_that_are_missing(tmp_path: Path,
     for name in ("wéb:0-out", "wéb:0-err", "b-err"):
         (tmp_path / f"{name}.log").write_text(f"old\n{name}\n")
     names = (("wéb:0", "out"), ("wéb:0", "err"), ("b", "out"), ("b", "err"))
-    files = [(name, stream, str(tmp_path / f"{name}-{stream}.log")) for name, stream in names]
+    files = [log_file(name, stream, tmp_path / f"{name}-{stream}.log") for name, stream in names]
     assert reader.tail(files, 1) == [("wéb:0", "wéb:0-out"), ("wéb:0", "wéb:0-err"), ("b", "b-err")]
     assert descriptors() == before
 
@@ -161,7 +82,7 @@ def test_a_tail_waits_for_a_slow_reader(tmp_path: Path, reader: Reader) -> None:
         done.append(True)
         reader.loop.stop()
 
-    tail = Tail(reader.loop, [("web", "out", str(log))], 50_000, reader.emit, finish)
+    tail = Tail(reader.loop, [log_file("web", "out", log)], 50_000, reader.emit, finish)
     for taken in range(1000, 50_000, 1000):
         reader.until(taken)
         reader.settle()
@@ -178,7 +99,7 @@ def test_a_tail_waits_for_a_slow_reader(tmp_path: Path, reader: Reader) -> None:
 def follow(reader: Reader, folder: Path, lines: int = 0) -> tuple[Follower, Path]:
     log = folder / "web-out.log"
     follower = Follower(
-        reader.loop, [("web", "out", str(log)), ("web", "err", str(folder / "web-err.log"))], reader.emit, lines
+        reader.loop, [log_file("web", "out", log), log_file("web", "err", folder / "web-err.log")], reader.emit, lines
     )
     return follower, log
 
@@ -261,7 +182,7 @@ def test_a_long_line_is_cut_and_costs_no_memory(tmp_path: Path, reader: Reader) 
     append(log, b"\nnext\n")
     reader.until(2)
     assert reader.texts()[1] == "next"
-    assert reader.texts()[0] == "x" * logs.LINE
+    assert reader.texts()[0] == "x" * LINE
     follower.close()
 
 
@@ -305,13 +226,13 @@ def test_a_client_that_closes_in_the_midst_of_its_lines(tmp_path: Path, reader: 
     log.write_bytes(b"a\n" * 1000)
     taken: list[str] = []
 
-    def emit(_name: str, line: str) -> bool:
+    def emit(_file: File, _time: int | None, line: str) -> bool:
         taken.append(line)
         if len(taken) == 5:
             follower.close()
         return True
 
-    follower = Follower(reader.loop, [("web", "out", str(log))], emit, 100)
+    follower = Follower(reader.loop, [log_file("web", "out", log)], emit, 100)
     reader.settle()
     assert len(taken) == 5
 
@@ -321,7 +242,8 @@ def test_a_flood_through_the_pump_is_followed_without_a_gap(tmp_path: Path, read
     pumps = Pumps(reader.loop, str(tmp_path / "run"))
     streams = pumps.prepare("s1", None)
     follower, log = follow(reader, tmp_path)
-    pumps.attach(streams, (str(log), str(tmp_path / "web-err.log")), lambda text: reader.errors.append(OSError(text)))
+    files = [LogFile(str(path), None, LogOptions(), "web", "web") for path in (log, tmp_path / "web-err.log")]
+    pumps.attach(streams, (files[0], files[1]), lambda text: reader.errors.append(OSError(text)))
     out, err = streams.open_write()
     code = (
         "import os\nfor n in range(0, 200000, 100): os.write(1, b''.join(b'%d\\n' % one for one in range(n, n + 100)))"
@@ -334,5 +256,5 @@ def test_a_flood_through_the_pump_is_followed_without_a_gap(tmp_path: Path, read
     assert reader.texts() == [str(number) for number in range(200_000)]
     follower.close()
     pumps.drain(streams, reader.loop.stop)
-    reader._run()
+    reader.run()
     pumps.close()

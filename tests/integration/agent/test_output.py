@@ -7,136 +7,25 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import resource
 import select
 import shutil
-import signal
-import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps, Streams, last_lines
-
-PATIENCE = 60.0  # seconds until a test that waits for an event has failed
-SOURCES = Path(__file__).parents[3] / "plugins" / "module_utils"
-
-# Takes over the descriptors from the holder (or opens the FIFOs by their path), says so, and pumps until it is killed.
-PUMP = """
-import os, socket, sys
-sys.path.insert(0, sys.argv[1])
-from pm3.agent.loop import Loop
-from pm3.agent.output import Pumps
-
-def failed(error):
-    os.write(2, repr(error).encode() + b"\\n")
-    os._exit(3)
-
-loop = Loop(failed)
-pumps = Pumps(loop, sys.argv[2])
-fds = None
-if sys.argv[4] != "-":
-    with socket.socket(fileno=int(sys.argv[4])) as holder:
-        fds = tuple(socket.recv_fds(holder, 1, 2)[1])
-streams = pumps.reopen("s1", fds)
-pumps.attach(streams, (sys.argv[3] + "/a:0-out.log", sys.argv[3] + "/a:0-err.log"), failed)
-os.write(1, b"!")
-loop.run()
-"""
-
-# Numbered lines on both streams, of changing length, in writes that do not respect them.
-WRITER = """
-import os, random, sys
-chance = random.Random(int(sys.argv[1]))
-number, pending = 0, b""
-while number < int(sys.argv[2]):
-    while len(pending) < 6000 and number < int(sys.argv[2]):
-        pending += b"%d %s\\n" % (number, b"x" * chance.randrange(120))
-        number += 1
-    size = chance.randrange(1, len(pending) + 1)
-    os.write(2, pending[:size])
-    while size:
-        written = os.write(1, pending[:size])
-        pending, size = pending[written:], size - written
-while pending:
-    os.write(2, pending)
-    pending = pending[os.write(1, pending):]
-"""
-
-
-class Room:
-    """A loop with pumps in a folder of the test's own, and what they reported."""
-
-    def __init__(self, folder: Path) -> None:
-        self.run_folder = folder / "run"
-        self.logs = folder / "logs"
-        self.run_folder.mkdir()
-        self.errors: list[BaseException] = []
-        self.messages: list[str] = []
-        self.loop = Loop(self.errors.append)
-        self.pumps = Pumps(self.loop, str(self.run_folder))
-
-    def start(self, name: str, spawn_id: str = "s1", owner: tuple[int, int] | None = None) -> Streams:
-        streams = self.pumps.prepare(spawn_id, owner)
-        self.attach(streams, name)
-        return streams
-
-    def attach(self, streams: Streams, name: str) -> None:
-        self.pumps.attach(streams, (str(self.out(name)), str(self.err(name))), self.messages.append)
-
-    def out(self, name: str) -> Path:
-        return self.logs / f"{name}-out.log"
-
-    def err(self, name: str) -> Path:
-        return self.logs / f"{name}-err.log"
-
-    def spawn(self, streams: Streams, code: str, *arguments: str) -> subprocess.Popen[bytes]:
-        out, err = streams.open_write()
-        try:
-            return subprocess.Popen([sys.executable, "-I", "-S", "-c", code, *arguments], stdout=out, stderr=err)
-        finally:
-            os.close(out)
-            os.close(err)
-
-    def drain(self, *all_streams: Streams) -> None:
-        left = list(all_streams)
-
-        def done() -> None:
-            left.pop()
-
-        for streams in all_streams:
-            self.pumps.drain(streams, done)
-        self.until(lambda: not left)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Runs the loop until `condition` holds; it is asked again every few milliseconds."""
-        failed: list[object] = []
-
-        def end(why: object) -> None:
-            failed.append(why)
-            self.loop.stop()
-
-        deadline = self.loop.after(PATIENCE, lambda: end("what was waited for did not happen"))
-
-        def ask() -> None:
-            try:
-                if condition():
-                    self.loop.stop()
-                else:
-                    self.loop.after(0.005, ask)
-            except Exception as error:
-                end(error)
-
-        self.loop.soon(ask)
-        self.loop.run()
-        deadline.cancel()
-        assert not failed, failed
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps, last_lines
+from ansible_collections.pm3.fleet.tests.integration.agent.pumping import (
+    PLAIN,
+    WRITER,
+    Room,
+    kill_pumps,
+    numbered,
+    size,
+)
 
 
 @pytest.fixture
@@ -148,21 +37,8 @@ def room(tmp_path: Path) -> Iterator[Room]:
     assert not made.errors
 
 
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
-
-
-def numbered(path: Path) -> list[int]:
-    """The numbers of the lines of a log, which must be whole."""
-    lines = path.read_bytes().split(b"\n")
-    assert lines.pop() == b"", "the last line has no end"
-    for line in lines:
-        assert re.fullmatch(rb"\d+ x*", line), f"a line was cut: {line!r}"
-    return [int(line.partition(b" ")[0]) for line in lines]
 
 
 def test_output_reaches_its_two_files(room: Room) -> None:
@@ -407,21 +283,12 @@ def test_not_a_line_is_lost_doubled_or_cut_by_sigkills(room: Room, held: bool) -
     lines, chance = 1_000_000, random.Random(20)
     keep = room.pumps.prepare("s1", None)
     writer = room.spawn(keep, WRITER, "2", str(lines))
-    kills = 0
-    while writer.poll() is None:
-        pump, ready = _pump(room, keep if held else None)
-        try:
-            assert os.read(ready, 1) == b"!"
-            exited = os.pidfd_open(writer.pid)
-            waiting = select.poll()
-            waiting.register(exited, select.POLLIN)
-            waiting.poll(chance.random() * 8)  # when the kill comes is the chance of this test
-            os.close(exited)
-        finally:
-            pump.kill()
-            assert pump.wait() == -signal.SIGKILL
-            os.close(ready)
-        kills += 1
+    exited = os.pidfd_open(writer.pid)
+    waiting = select.poll()
+    waiting.register(exited, select.POLLIN)
+    # when the kill comes is the chance of this test
+    kills = kill_pumps(room, [(keep, "a:0")], PLAIN, [writer], lambda: waiting.poll(chance.random() * 8), held)
+    os.close(exited)
     assert kills > 100
     last = room.pumps.reopen("s1", keep.read_fds)
     assert last is not None
@@ -429,20 +296,6 @@ def test_not_a_line_is_lost_doubled_or_cut_by_sigkills(room: Room, held: bool) -
     room.drain(last)
     assert numbered(room.out("a:0")) == list(range(lines))
     assert (writer.returncode, room.messages) == (0, [])
-
-
-def _pump(room: Room, held: Streams | None) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that pumps, and the descriptor on which it says that it has begun."""
-    ready = os.pipe()
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        if held is not None:
-            socket.send_fds(ours, [b"!"], list(held.read_fds))
-        argument = str(theirs.fileno()) if held is not None else "-"
-        command = [sys.executable, "-I", "-S", "-c", PUMP, str(SOURCES), str(room.run_folder), str(room.logs), argument]
-        pump = subprocess.Popen(command, stdout=ready[1], pass_fds=(theirs.fileno(),))
-    os.close(ready[1])
-    return pump, ready[0]
 
 
 def test_descriptors_and_tasks_do_not_grow(room: Room) -> None:

@@ -16,7 +16,7 @@ import os
 import select
 import signal
 from collections.abc import Iterable, Iterator
-from typing import Callable
+from typing import Callable, Optional
 
 from . import spawn
 from .loop import READ, Loop
@@ -24,6 +24,8 @@ from .spawn import Process
 
 ANCHOR = "anchor"  # the leaf into which the unit's own process is moved: processes may live in leaves only
 UNIT = "pm3-cells.service"
+
+Survey = Callable[[str, Optional[Process]], "list[int]"]  # the processes of a spawn, by its id and its main process
 
 
 class Cells:
@@ -49,12 +51,33 @@ class Cells:
 
     def members(self, spawn_id: str, leader: Process | None) -> list[int]:
         """The processes of an instance, its zombies left out. `leader` is its main process, which may have ended."""
-        if self.root is None:
+        cell = self._cell(spawn_id)
+        if cell is None:
             return session_members(leader) if leader is not None and leader.pid in self._all_sessions() else []
         try:
-            return [int(line) for line in _read(os.path.join(self.root, spawn_id, "cgroup.procs")).split()]
+            return [int(line) for line in _read(os.path.join(cell, "cgroup.procs")).split()]
         except OSError:
             return []
+
+    def survey(self) -> Survey:
+        """As `members`, for many instances: one look at the host's processes serves them all. Zombies may be among them."""
+        if self.root is not None:
+            return self.members
+        sessions: dict[int | None, list[int]] = {}
+        for pid in _pids():
+            sessions.setdefault(_session_of(pid), []).append(pid)
+
+        def members(_spawn_id: str, leader: Process | None) -> list[int]:
+            if leader is None or leader.pid not in sessions:
+                return []
+            return sessions[leader.pid] if spawn.start_time(leader.pid) in (None, leader.start_time) else []
+
+        return members
+
+    def _cell(self, spawn_id: str) -> str | None:
+        """The cell of an instance; None where it has none, which may also be so because it was begun by an agent that had none."""
+        path = os.path.join(self.root, spawn_id) if self.root is not None else None
+        return path if path is not None and os.path.isdir(path) else None
 
     def _all_sessions(self) -> set[int]:
         """The sessions that there are. One look serves all instances that end in the same turn of the loop: a session that is gone
@@ -69,9 +92,10 @@ class Cells:
 
     def kill(self, spawn_id: str, leader: Process | None) -> None:
         """SIGKILL to every process of the instance."""
-        if self.root is not None:
+        cell = self._cell(spawn_id)
+        if cell is not None:
             try:
-                with open(os.path.join(self.root, spawn_id, "cgroup.kill"), "w", encoding="ascii") as file:
+                with open(os.path.join(cell, "cgroup.kill"), "w", encoding="ascii") as file:
                     file.write("1")
                 return
             except OSError:
@@ -80,10 +104,11 @@ class Cells:
 
     def when_empty(self, spawn_id: str, leader: Process | None, callback: Callable[[], None]) -> bool:
         """Calls `callback` once no process of the instance is left; True when there is none already (and no call follows)."""
-        if self.root is None:
+        cell = self._cell(spawn_id)
+        if cell is None:
             return self.when_none(lambda: self.members(spawn_id, leader), callback)
         try:
-            fd = os.open(os.path.join(self.root, spawn_id, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(os.path.join(cell, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return True
         if not _populated(fd):
@@ -135,6 +160,16 @@ class Cells:
                 _rmdir(os.path.join(path, folder))
         _rmdir(os.path.join(self.root, spawn_id))
 
+    def was_out_of_memory(self, spawn_id: str) -> bool:
+        """Whether the kernel has ended a process of the instance for want of memory, as far as its cgroup tells."""
+        if self.root is None:
+            return False
+        try:
+            events = _read(os.path.join(self.root, spawn_id, "memory.events"))
+        except OSError:
+            return False  # no memory controller is enabled for it
+        return any(line.startswith("oom_kill ") and not line.endswith(" 0") for line in events.splitlines())
+
     def spawn_ids(self) -> list[str]:
         """All cells that there are."""
         if self.root is None:
@@ -165,6 +200,16 @@ def find_root() -> str | None:
         return root if os.access(root, os.W_OK) else None
     except OSError:
         return None
+
+
+def obstacle() -> str:
+    """Why `find_root` finds nothing, for a person."""
+    if _cgroup2_mount() is None:
+        return "this host has no cgroup v2"
+    own = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "")
+    if not own.endswith(".service"):
+        return "the agent does not run as a systemd service"
+    return f"{UNIT}, which is to hold them, does not run beside the agent's own unit, or may not be used by the agent"
 
 
 def spawned_with(variable: str, value: str) -> Iterator[int]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 
 _FIRST = 3  # sd_listen_fds(3)
 _HANDOVER = "PM3_HANDOVER"
-_MOST_NAME_BYTES = 100_000  # systemd hands all names back in one environment string, which execve limits to 128 KiB
+MOST_NAME_BYTES = 100_000  # systemd hands all names back in one environment string, which execve limits to 128 KiB
 
 
 class ServiceManager:
@@ -26,7 +26,7 @@ class ServiceManager:
     def __init__(self, address: str | None) -> None:
         self._socket: socket.socket | None = None
         self._kept: dict[str, int] = {}  # how many descriptors, by name
-        self._name_bytes = 0
+        self.name_bytes = 0
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
@@ -44,23 +44,28 @@ class ServiceManager:
     def keep(self, name: str, fds: Iterable[int]) -> bool:
         """Asks for descriptors to be kept under `name`; False when they are not."""
         listed = list(fds)
-        if self._name_bytes + (len(name) + 1) * len(listed) > _MOST_NAME_BYTES:
+        if self.name_bytes + (len(name) + 1) * len(listed) > MOST_NAME_BYTES:
             return False
-        self._name_bytes += (len(name) + 1) * len(listed)
+        self.name_bytes += (len(name) + 1) * len(listed)
         self._kept[name] = self._kept.get(name, 0) + len(listed)
         return self.tell("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=listed)
+
+    @property
+    def count(self) -> int:
+        """How many descriptors are kept."""
+        return sum(self._kept.values())
 
     def forget(self, name: str) -> None:
         """Drops what is kept under `name`."""
         count = self._kept.pop(name, 0)
         if count:
-            self._name_bytes -= (len(name) + 1) * count
+            self.name_bytes -= (len(name) + 1) * count
             self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def account(self, inherited: Mapping[str, list[int]]) -> None:
         """Counts what an earlier agent had kept, and is kept still."""
         self._kept = {name: len(fds) for name, fds in inherited.items()}
-        self._name_bytes = sum((len(name) + 1) * count for name, count in self._kept.items())
+        self.name_bytes = sum((len(name) + 1) * count for name, count in self._kept.items())
 
 
 def inherited() -> dict[str, list[int]]:

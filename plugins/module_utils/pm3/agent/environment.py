@@ -25,7 +25,7 @@ def build(definition: Definition, scope: Scope, account: Account, path: str | No
     """
     env = {**account.environment, "PATH": path or STANDARD_PATH}
     for file in definition.env_file:
-        env.update(env_file.read(file))
+        env.update(env_file.read(placeholders.expand(file, scope)))
     env.update((key, placeholders.expand(value, scope)) for key, value in definition.env.items())
     env.update(definition.secrets)
     number = str(scope.instance)

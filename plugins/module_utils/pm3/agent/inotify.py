@@ -13,10 +13,18 @@ import os
 import struct
 from typing import NamedTuple
 
-MODIFY = 0x2
+MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
 MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
+DELETE_SELF, MOVE_SELF = 0x400, 0x800
 OVERFLOW = 0x4000  # events were dropped: anything may have changed
 IGNORED = 0x8000  # the watch has ended: its file is gone, or `forget` was called
+IS_FOLDER = 0x40000000  # the event is about a folder
+
+# How to watch
+ONLY_FOLDER = 0x1000000  # fails with ENOTDIR for anything else
+DONT_FOLLOW = 0x2000000  # a symbolic link itself
+EXCLUDE_UNLINKED = 0x4000000  # nothing of an open file once its name is gone
+ADD = 0x20000000  # to what is watched of the inode already, instead of replacing it
 
 _HEADER = struct.Struct("iIII")
 _HINTS = {

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model import machine
+from ..model import placeholders
 from ..model.definition import Definition
-from ..model.machine import After, Cause, Life, Phase, Policy
+from ..model.life import After, Cause, End, Life, Phase, Policy
+from ..model.life import Timer as Kind
 from ..model.placeholders import Scope
 from .loop import Timer
 from .output import Streams
@@ -20,8 +21,10 @@ class Instance:
     """One instance: what it is to be, its life, and the kernel's handles on it."""
 
     __slots__ = (
+        "beside",
         "count",
         "definition",
+        "errands",
         "life",
         "log_starts",
         "name",
@@ -64,20 +67,30 @@ class Instance:
         self.spawn_id = ""
         self.running: Process | None = None
         self.streams: Streams | None = None
-        self.timers: dict[machine.Timer, Timer] = {}
+        self.timers: dict[Kind, Timer] = {}
         self.probing: Any = None
+        self.errands: set[Any] = set()  # commands that run for it beside its process
+        self.beside = False  # a second copy, for a moment: it is not in the table of instances
 
     @property
     def pid(self) -> int | None:
-        return self.running.pid if self.running is not None else None
+        """The pid of its program; a hook is none of it."""
+        if self.running is None or self.life.phase in (Phase.PREPARING, Phase.CLEANING):
+            return None
+        return self.running.pid
 
     @property
     def scope(self) -> Scope:
         return Scope(self.number, self.count, self.process, self.name, self.project or "")
 
+    def filled(self, text: str) -> str:
+        """A text of its definition as it is for this instance. Raises `Unfit`."""
+        return placeholders.expand(text, self.scope)
+
     def redefine(self, definition: Definition) -> None:
         """Another definition for an instance that rests: it begins a new life."""
-        self.definition = definition
+        if definition != self.definition:  # equal ones stay one object, of which there may be thousands
+            self.definition = definition
         self.life = Life(Policy.of(definition), total_restarts=self.life.total_restarts)
 
 
@@ -86,7 +99,7 @@ def is_up(instance: Instance) -> bool:
     life = instance.life
     if life.phase is Phase.DOWN:
         return instance.wanted and has_completed(life)
-    return life.phase in (Phase.SPAWNING, Phase.STARTING, Phase.ONLINE)
+    return life.phase in (Phase.PREPARING, Phase.SPAWNING, Phase.STARTING, Phase.ONLINE)
 
 
 def has_completed(life: Life) -> bool:
@@ -96,6 +109,16 @@ def has_completed(life: Life) -> bool:
 
 def is_cut_off(life: Life) -> bool:
     """It was stopped, or is being stopped, and nothing but its being wanted says what was to follow."""
-    if life.phase in (Phase.DOWN, Phase.SWEEPING):
-        return life.after is After.REST and (life.end is None or life.end.cause is Cause.USER)
-    return life.phase in (Phase.STOPPING, Phase.KILLING, Phase.ABORTING) and life.after is After.REST
+    if life.after is not After.REST:
+        return False
+    if life.phase in (Phase.DOWN, Phase.SWEEPING, Phase.CLEANING):
+        return life.end is None or life.end.cause is Cause.USER
+    return life.phase in (Phase.STOPPING, Phase.KILLING, Phase.ABORTING, Phase.PREPARING)
+
+
+def has_tale(life: Life) -> bool:
+    """What ends now ended badly, so that its last lines are worth keeping."""
+    ended: End | None = (
+        life.hook if life.phase is Phase.PREPARING else life.end if life.phase is Phase.SWEEPING else None
+    )
+    return ended is not None and ended.code != 0 and ended.cause not in (Cause.USER, Cause.WATCH, Cause.CRON)

@@ -5,6 +5,8 @@
 
 Idle means idle: without news from a descriptor and without a timer that is due, `run` sleeps in the kernel. A callback that raises
 is told to `on_error` and ends neither the loop nor its own registration: one bad client or instance must not take the rest down.
+
+Nothing here may be slow, so the loop measures itself: `Loop.lag` knows the longest turn, the time between two looks at the descriptors.
 """
 
 from __future__ import annotations
@@ -12,15 +14,20 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
-import selectors
+import select
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import Callable
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 Callback = Callable[[], None]
 _TURN = 0.02  # seconds after which calls still queued wait for the next turn, so that descriptors get theirs
+_LONGEST = (
+    86_400.0  # seconds to sleep at once: epoll_wait refuses what is beyond 24 days, and a definition may ask for more
+)
+_NEWS = 256  # descriptors served in one turn; the kernel gives the others first in the next
 
 
 class Timer:
@@ -39,16 +46,58 @@ class Timer:
         return self.when < other.when
 
 
+class Lag:
+    """How long the loop was away from its descriptors: turns, in seconds. Kept in passing: no timer, and no list that grows."""
+
+    SLOW = 0.05  # a turn beyond it delayed somebody noticeably
+    _SPAN = 10.0  # seconds of a part of the last minute
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.culprit = ""  # the name of the callback that took most of the longest turn
+        self.slow = 0  # turns beyond SLOW
+        self._parts = [0.0] * 7  # the longest turn in each part of the last minute, and in the one that has just begun
+        self._part = 0  # the number of the newest part since the clock's beginning
+
+    def note(self, seconds: float, now: float, slowest: Callback | None) -> None:
+        """A turn has ended `now`; `slowest` is the callback that took most of it."""
+        self._forget(now)
+        place = self._part % 7
+        if seconds > self._parts[place]:
+            self._parts[place] = seconds
+        if seconds > self.longest:
+            self.longest = seconds
+            self.culprit = _name(slowest)
+        if seconds > self.SLOW:
+            self.slow += 1
+
+    def last_minute(self, now: float) -> float:
+        """The longest turn in the last 60 to 70 seconds."""
+        self._forget(now)
+        return max(self._parts)
+
+    def _forget(self, now: float) -> None:
+        part = int(now / self._SPAN)
+        if part != self._part:
+            for old in range(max(self._part, part - 7) + 1, part + 1):
+                self._parts[old % 7] = 0.0
+            self._part = part
+
+
 class Loop:
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        self.lag = Lag()
         self._on_error = on_error
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callback] = {}
         self._timers: list[Timer] = []
         self._cancelled_limit = 64  # heap size at which cancelled timers are swept out
         self._soon: deque[Callback] = deque()
         self._from_threads: deque[Callback] = deque()
         self._thread = threading.get_ident()
         self._running = False
+        self._slowest = 0.0  # seconds, of a callback in this turn
+        self._slowest_callback: Callback | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.watch(self._wake_read, READ, self._woken)
 
@@ -56,15 +105,17 @@ class Loop:
 
     def watch(self, fd: int, events: int, callback: Callback) -> None:
         """Calls `callback` whenever `fd` is ready for `events` (READ, WRITE, or both); replaces an earlier watch of it."""
-        try:
-            self._selector.modify(fd, events, callback)
-        except KeyError:
-            self._selector.register(fd, events, callback)
+        if fd in self._watched:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._watched[fd] = callback
 
     def unwatch(self, fd: int) -> None:
         """Ends the watch of `fd`, if there is one. Call it before closing the descriptor."""
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(fd)
+        if self._watched.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):  # closed already
+                self._epoll.unregister(fd)
 
     # Time
 
@@ -98,27 +149,33 @@ class Loop:
         """Runs until `stop`."""
         self._running = True
         while self._running:
-            for key, _events in self._selector.select(self._patience()):
-                if (
-                    self._selector.get_map().get(key.fd) is key
-                ):  # an earlier callback of this turn may have ended the watch
-                    self._call(key.data)
-            now = self.time()
-            while self._timers and self._timers[0].when <= now:
-                timer = heapq.heappop(self._timers)
-                callback, timer.callback = timer.callback, None
-                if callback is not None:
+            news = self._epoll.poll(self._patience(), _NEWS)
+            begun = self.time()
+            told = [(fd, self._watched.get(fd)) for fd, _events in news]
+            for fd, callback in told:
+                # An earlier callback of this turn may have ended the watch, and the number may be another's by now.
+                if callback is not None and self._watched.get(fd) is callback:
                     self._call(callback)
+            self._call_timers()
             while self._soon and self._running:
                 self._call(self._soon.popleft())
-                if self.time() - now > _TURN:
+                if self.time() - begun > _TURN:
                     break
+            self._turn_over(begun)
+
+    def _call_timers(self) -> None:
+        now = self.time()
+        while self._timers and self._timers[0].when <= now:
+            timer = heapq.heappop(self._timers)
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                self._call(callback)
 
     def stop(self) -> None:
         self._running = False
 
     def close(self) -> None:
-        self._selector.close()
+        self._epoll.close()
         for fd in (self._wake_read, self._wake_write):
             os.close(fd)
 
@@ -129,7 +186,7 @@ class Loop:
             return 0.0
         if not self._timers:
             return None
-        return max(0.0, self._timers[0].when - self.time())
+        return min(_LONGEST, max(0.0, self._timers[0].when - self.time()))
 
     def _woken(self) -> None:
         try:
@@ -141,7 +198,23 @@ class Loop:
             self._soon.append(self._from_threads.popleft())
 
     def _call(self, callback: Callback) -> None:
+        begun = self.time()
         try:
             callback()
         except Exception as error:  # one bad client or instance must not take the rest down
             self._on_error(error)
+        seconds = self.time() - begun
+        if seconds > self._slowest:
+            self._slowest, self._slowest_callback = seconds, callback
+
+    def _turn_over(self, begun: float) -> None:
+        now = self.time()
+        self.lag.note(now - begun, now, self._slowest_callback)
+        self._slowest, self._slowest_callback = 0.0, None
+
+
+def _name(callback: Callback | None) -> str:
+    """How the source calls a callback."""
+    while isinstance(callback, partial):
+        callback = callback.func
+    return str(getattr(callback, "__qualname__", type(callback).__name__))

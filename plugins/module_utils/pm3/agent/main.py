@@ -22,9 +22,10 @@ import time
 from typing import Any
 
 from .. import VERSION
-from ..model.machine import End
+from ..model.life import End
 from ..wire import messages, paths
 from . import cells, descriptors, spawn, walks
+from .adoption import Adoption
 from .cells import Cells
 from .keeper import ENDS_NAME, ends
 from .loop import READ, Loop
@@ -61,6 +62,8 @@ def diagnose(text: str) -> None:
 
 class Agent:
     def __init__(self, data_dir: str) -> None:
+        self._started = time.monotonic()
+        self._restore_seconds = 0.0
         self._data_dir = data_dir
         self._scope = paths.scope(data_dir)
         self._run = paths.run(data_dir)
@@ -90,7 +93,7 @@ class Agent:
             self._unseen,
             diagnose,
         )
-        self._requests = Requests(self._supervisor, self._hello, self._shut_down)
+        self._requests = Requests(self._supervisor, data_dir, self._hello, self._doctor, self._shut_down)
         self._server: Server | None = None
         self._signals = -1  # the numbers of those that have come
         self._ending = False
@@ -105,15 +108,16 @@ class Agent:
             self._store.tidy()
         except StoreError as error:
             diagnose(str(error))
-        cut_off = self._supervisor.restore(self._store.instances(), self._inherited)
+        cut_off = Adoption(self._supervisor, self._boot).restore(self._store.instances(), self._inherited)
         instances = self._supervisor.instances.values()
         wanted = [one for one in instances if one.wanted and (one in cut_off or (fresh and walks.rests(one)))]
-        self._requests.come_up(wanted, self._is_up)
+        self._requests.work.come_up([*wanted, *(self._requests.changes.dumped() if fresh else ())], self._is_up)
         self._server = Server(
             self._loop, paths.socket(self._data_dir), self._requests.handle, _on_error, self._group(), listener
         )
         self._write_pid()
         self._manager.tell("READY=1")
+        self._restore_seconds = time.monotonic() - self._started
         self._feed_watchdog()
         self._loop.run()
         return self._status
@@ -229,6 +233,13 @@ class Agent:
             "features": {"cgroup": self._cells.root is not None, "pidfd": True},
         }
 
+    def _doctor(self) -> dict[str, Any]:
+        from . import doctor  # a healthy agent does without
+
+        about = doctor.About(self._data_dir, self._manager_kind, self._started, self._restore_seconds)
+        found = doctor.facts(about, self._loop, self._supervisor, self._cells, self._manager)
+        return {"type": "doctor", "facts": found}
+
     # Ending
 
     def _shut_down(self) -> None:
@@ -238,17 +249,17 @@ class Agent:
         self._ending = True
         if self._server is not None:
             self._server.close()
-        self._requests.abandon()
+        self._requests.work.abandon()
         self._manager.tell("STOPPING=1")
         Task(self._stop_all()).start().begin(self._ended)
 
     def _stop_all(self) -> Steps:
-        instances = list(self._supervisor.instances.values())
-        longest = sum(max(one.life.policy.kill_timeout for one in level) + 15 for level in walks.levels_of(instances))
+        instances = [*self._supervisor.instances.values(), *self._supervisor.beside]
+        longest = sum(walks.patience(level) for level in walks.levels_of(instances))
         self._manager.tell(f"EXTEND_TIMEOUT_USEC={int(longest * 1_000_000)}")
         yield from walks.stop_in_order(self._supervisor, instances)
         for instance in instances:
-            if instance.project is None and walks.rests(instance):
+            if instance.project is None and walks.rests(instance) and not instance.beside:
                 self._supervisor.remove(instance)
         self._supervisor.flush()
         self._store.set("ended", "orderly")

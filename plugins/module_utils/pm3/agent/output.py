@@ -8,32 +8,45 @@ room in the pipe. The agent holds a read end only, or it would never see the end
 opener, so whoever re-executes the agent keeps `Streams.read_fds` open across that (they stay open after `Pumps.close`), and a
 service manager gets copies of them before the spawn.
 
+A program that wants a terminal gets one for stdout; its bytes go through the same FIFO (terminal.py).
+
 Owns the FIFOs in the run folder. The moving itself is pump.py, in a thread of its own; everything here is called from the loop's.
 """
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Callable
 
+from . import spool, terminal
+from .log import LogFile
 from .loop import Callback, Loop
-from .pump import Pump, Stream
+from .pump import Pump
+from .spool import Interrupted
+from .stream import Stream
 
 _ENDINGS = (".out", ".err")
+_KINDS = ("stdout", "stderr")
 
 
 class Streams:
     """stdout and stderr of one spawn. The descriptors are ours to read; after `Pumps.drain` they are closed and gone."""
 
-    __slots__ = ("_fresh", "_paths", "read_fds", "spawn_id", "streams")
+    __slots__ = ("_paths", "_slave", "_slave_name", "master", "read_fds", "spawn_id", "streams")
 
-    def __init__(self, spawn_id: str, paths: tuple[str, str], read_fds: tuple[int, int], fresh: bool) -> None:
+    def __init__(
+        self, spawn_id: str, paths: tuple[str, str], pipes: Sequence[int], fresh: bool, master: int | None = None
+    ) -> None:
         self.spawn_id = spawn_id
-        self.read_fds = read_fds
-        self.streams = (Stream(read_fds[0]), Stream(read_fds[1]))
+        self.master = master  # of the terminal that is the program's stdout, if it has one
+        self.read_fds: tuple[int, ...] = (*pipes,) if master is None else (*pipes, master)
+        first, second = (Stream(pipe, path, kind, fresh) for pipe, path, kind in zip(pipes, paths, _KINDS))
+        self.streams = (first, second)
         self._paths = paths
-        self._fresh = fresh
+        self._slave, self._slave_name = -1, ""
 
     @property
     def lost(self) -> tuple[int, int]:
@@ -42,75 +55,108 @@ class Streams:
 
     def open_write(self) -> tuple[int, int]:
         """The child's ends. Close them right after the spawn: while anybody but the child has one, there is no end of file."""
-        first = os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
+        first = self._open_stdout()
         try:
             return first, os.open(self._paths[1], os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             os.close(first)
             raise
 
-    def fill(self, logs: tuple[str, str], on_error: Callable[[str], None]) -> None:
-        for stream, path in zip(self.streams, logs):
-            # UTF-8 whatever the locale, so that a log has one name under every agent.
-            stream.fill(path.encode("utf-8", "surrogateescape"), self._fresh, on_error)
+    def use_terminal(self, owner: tuple[int, int] | None) -> None:
+        self.master, self._slave, self._slave_name = terminal.make(owner)
+        self.read_fds = (*self.read_fds[:2], self.master)
+
+    def close_slave(self) -> None:
+        if self._slave >= 0:
+            os.close(self._slave)
+            self._slave = -1
 
     def unlink(self) -> None:
         _unlink(self._paths)
+
+    def _open_stdout(self) -> int:
+        if self.master is None:
+            return os.open(self._paths[0], os.O_RDWR | os.O_CLOEXEC)
+        if self._slave < 0:
+            return os.open(self._slave_name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        given, self._slave = self._slave, -1  # open until now: a terminal that nobody has open any more is over
+        return given
 
 
 class Pumps:
     def __init__(self, loop: Loop, run_folder: str) -> None:
         self._loop = loop
         self._folder = run_folder
-        self._pump = Pump(loop)
+        self._pump = Pump(loop, Interrupted(run_folder))
 
-    def prepare(self, spawn_id: str, owner: tuple[int, int] | None) -> Streams:
-        """Makes the FIFOs of a spawn that is to come, for the user and group `owner` (None: our own), and opens our ends."""
+    def prepare(self, spawn_id: str, owner: tuple[int, int] | None, tty: bool = False) -> Streams:
+        """Makes the FIFOs of a spawn that is to come, for the user and group `owner` (None: our own), and opens our ends.
+
+        `tty`: stdout is a terminal, whose master is the third of `Streams.read_fds`, to be kept like the others.
+        """
         paths = self._paths(spawn_id)
         opened: list[int] = []
         try:
             for path in paths:
+                spool.unlink(path)
                 _make(path)
                 opened.append(_open_read(path))
                 if owner is not None:
                     os.chown(path, owner[0], owner[1])
+            streams = Streams(spawn_id, paths, opened, fresh=True)
+            if tty:
+                streams.use_terminal(owner)
+            return streams
         except OSError:
             for fd in opened:
                 os.close(fd)
             _unlink(paths)
             raise
-        return Streams(spawn_id, paths, (opened[0], opened[1]), fresh=True)
 
-    def reopen(self, spawn_id: str, fds: tuple[int, int] | None) -> Streams | None:
-        """The streams of a spawn of an earlier agent, from the descriptors that were kept of it or else by their path.
+    def reopen(self, spawn_id: str, fds: Sequence[int] | None) -> Streams | None:
+        """The streams of a spawn of an earlier agent, from the descriptors that were kept of it (in any order) or else by their path.
 
         None: there are none any more, everything had been drained.
         """
         paths = self._paths(spawn_id)
-        if fds is not None:
-            for fd in fds:
-                os.set_blocking(fd, False)
-                os.set_inheritable(fd, False)
-            return Streams(spawn_id, paths, fds, fresh=False)
+        pipes, masters = _sorted(fds or (), paths)
         opened: list[int] = []
         try:
-            for path in paths:
-                opened.append(_open_read(path))
+            for number, path in enumerate(paths):
+                if pipes[number] is None:
+                    opened.append(_open_read(path))
+                    pipes[number] = opened[-1]
         except FileNotFoundError:  # both are drained before the first is unlinked
-            for fd in opened:
+            for fd in (*opened, *(fds or ())):
                 os.close(fd)
             _unlink(paths)
             return None
-        return Streams(spawn_id, paths, (opened[0], opened[1]), fresh=False)
+        for fd in fds or ():
+            os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)
+        found = [pipe for pipe in pipes if pipe is not None]
+        return Streams(spawn_id, paths, found, fresh=False, master=masters[0] if masters else None)
 
-    def attach(self, streams: Streams, logs: tuple[str, str], on_error: Callable[[str], None]) -> None:
+    def attach(self, streams: Streams, logs: tuple[LogFile, LogFile], on_error: Callable[[str], None]) -> None:
         """From now on output goes to the end of these files, which are made where they are missing.
 
         `on_error` gets one sentence per stream when its log cannot be written, and again only after it could be in between. Until
         then the program goes on, and its output is thrown away (`Streams.lost`).
         """
-        streams.fill(logs, lambda message: self._loop.from_thread(partial(on_error, message)))
-        self._pump.attach(streams.streams)
+        for stream, file in zip(streams.streams, logs):
+            stream.fill(file, lambda message: self._loop.from_thread(partial(on_error, message)))
+        self._pump.attach(streams.streams, streams.master)
+
+    def reconfigure(self, streams: Streams, logs: tuple[LogFile, LogFile]) -> None:
+        """Has attached streams logged as these say from now on. The paths must be those of `attach`."""
+        self._pump.configure(streams.streams, logs)
+
+    def flush(self, logs: Iterable[LogFile], done: Callable[[list[str]], None]) -> None:
+        """Empties logs, whether or not a stream fills them now, and removes their rotated copies and indexes.
+
+        The live files remain. `done` gets a sentence for each that could not be.
+        """
+        self._pump.flush(logs, lambda problems: self._loop.from_thread(partial(done, problems)))
 
     def drain(self, streams: Streams, done: Callback) -> None:
         """Everything of the spawn is dead: moves what is left in the FIFOs, closes and removes them, then calls `done`.
@@ -122,7 +168,8 @@ class Pumps:
             streams.unlink()
             self._loop.from_thread(done)
 
-        self._pump.drain(streams.streams, drained)
+        streams.close_slave()
+        self._pump.drain(streams.streams, streams.master, drained)
 
     def close(self) -> None:
         """Ends the thread. What is in a FIFO stays there, and our read ends stay open: the agent is going to be re-executed."""
@@ -163,6 +210,25 @@ def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024, since: int =
     return [line.decode("utf-8", "replace").rstrip("\r") for line in ended.split(b"\n")[-lines:]]
 
 
+def _sorted(fds: Sequence[int], paths: tuple[str, str]) -> tuple[list[int | None], list[int]]:
+    """The pipes of stdout and of stderr, as far as they are among these, and the masters of terminals."""
+    found: list[int | None] = [None, None]
+    pipes = [fd for fd in fds if stat.S_ISFIFO(os.fstat(fd).st_mode)]
+    for number, path in enumerate(paths):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            continue
+        for fd in pipes:
+            if os.path.samestat(os.fstat(fd), status):
+                found[number] = fd
+    unnamed = [fd for fd in pipes if fd not in found]  # somebody removed their files: then the order has to do
+    for number in (0, 1):
+        if found[number] is None and unnamed:
+            found[number] = unnamed.pop(0)
+    return found, [fd for fd in fds if stat.S_ISCHR(os.fstat(fd).st_mode)]
+
+
 def _make(path: str) -> None:
     try:
         os.mkfifo(path, 0o600)
@@ -177,6 +243,7 @@ def _open_read(path: str) -> int:
 
 def _unlink(paths: tuple[str, str]) -> None:
     for path in paths:
+        spool.unlink(path)
         try:
             os.unlink(path)
         except FileNotFoundError:

@@ -164,7 +164,8 @@ def _connect(target: checks.Target, deadline: float, clock: Callable[[], float])
             connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             code = connection.connect_ex(address)
             if code == errno.EINPROGRESS:
-                share = (deadline - clock()) / (len(addresses) - number)
+                left = len(addresses) - number
+                share = (deadline - clock()) / left if left > 1 else None  # the last one has all that is left
                 ready = yield _Ready(connection.fileno(), WRITE, share)
                 code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if ready else errno.ETIMEDOUT
             if code == 0 and connection.getsockname() == address:

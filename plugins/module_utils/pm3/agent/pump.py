@@ -1,195 +1,56 @@
 # Copyright (c) 2026, pm3.fleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The thread that moves output, from pipes into log files. Owns the log files' descriptors, and the pipes' between attach and drain.
+"""The thread that moves output, from pipes into log files. Owns the logs, and the pipes' descriptors between attach and drain.
 
-A byte is in the pipe or in the file, never in our memory: `splice` moves it inside the kernel, and a SIGKILL takes effect before or
-after that call, not in its midst. So this thread can end at any instruction, and its successor goes on at the end of the file without
-a lost, doubled or cut line. (It asks for a log opened without O_APPEND, which `splice` refuses, and for one writer per log.)
-
-A flood starves nobody: a stream moves at most `_TURN` bytes before all others had theirs. A trickle of small writes does not wake us
-for each: when they come faster than `_NAP`, we sleep that long between two rounds, while the pipes collect. Without output there is
-no wake-up at all. Nothing here touches definitions, instances or the loop, but for `Loop.from_thread`.
+How a stream is moved is stream.py's affair; here is whose turn it is. A flood starves nobody: a stream moves at most `_TURN` bytes
+before all others had theirs. A trickle of small writes does not wake us for each: when they come faster than `_NAP`, we sleep that
+long between two rounds, while the pipes collect. Without output there is no wake-up at all. A stream that leaves something in its
+pipe (`held`) is not woken by that, but when more comes, when its time is up, or when another one of its log made way. Nothing here
+touches definitions, instances or the loop, but for `Loop.from_thread`.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import select
 import signal
-import stat
-import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from typing import Callable
 
+from .log import Log, LogFile
 from .loop import Callback, Loop
+from .packing import Packer
+from .pipes import null
+from .spool import Interrupted
+from .stream import FOREVER, Stream
+from .terminal import Bridge
 
 _TURN = 256 * 1024  # bytes that a stream may move before the others have their turn
-_FULL = 32 * 1024  # a default pipe that is full holds no less, however its writes lie in its sixteen pages
-_FLOOD = 4  # turns with a full pipe within a second after which the pipe is enlarged
-_LARGE = 256 * 1024  # bytes: more was no faster
 _COMMANDS = 16  # ... and as many new streams may be taken on
 _SMALL = 4096  # bytes: a round in which no stream moved as many was hardly worth the wake-up
 _NAP = 0.001  # seconds between two such rounds
-_RETRY = 1.0  # seconds after which a log that could not be written is tried again
-_SET_PIPE_SIZE, _GET_PIPE_SIZE = 1031, 1032  # F_SETPIPE_SZ, F_GETPIPE_SZ: named in Python 3.10
-_NONBLOCK = 2  # SPLICE_F_NONBLOCK
-
-if sys.version_info >= (3, 10):
-
-    def splice(pipe: int, file: int, count: int) -> int:
-        """Moves at most `count` bytes. 0: end of file. BlockingIOError: the pipe is empty, and somebody can still write to it."""
-        return os.splice(pipe, file, count, flags=_NONBLOCK)
-
-else:
-    import ctypes
-
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _libc.splice.restype = ctypes.c_ssize_t
-    _libc.splice.argtypes = (
-        *(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p),
-        *(ctypes.c_size_t, ctypes.c_uint),
-    )
-
-    def splice(pipe: int, file: int, count: int) -> int:
-        """Moves at most `count` bytes. 0: end of file. BlockingIOError: the pipe is empty, and somebody can still write to it."""
-        while True:
-            moved: int = _libc.splice(pipe, None, file, None, count, _NONBLOCK)
-            if moved >= 0:
-                return moved
-            number = ctypes.get_errno()
-            if number != errno.EINTR:
-                raise OSError(number, os.strerror(number))
-
-
-class Stream:
-    """One pipe and the log that it fills. Used by the pump's thread alone, but for `lost`, which anybody may read."""
-
-    __slots__ = (
-        "_apart",
-        "_flood_began",
-        "_full_turns",
-        "_identity",
-        "_log",
-        "_on_error",
-        "_position",
-        "_retry_at",
-        "fd",
-        "lost",
-        "path",
-    )
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.path = b""
-        self.lost = 0  # bytes that were read and thrown away, because the log could not be written
-        self._on_error: Callable[[str], None] | None = None
-        self._apart = False
-        self._log = -1
-        self._identity = (0, 0)  # device and inode of the log
-        self._position = 0  # where the next byte goes, as the kernel has it too
-        self._retry_at: float | None = None  # while the log cannot be written: when it is tried again
-        self._full_turns = 0
-        self._flood_began = 0.0
-
-    def fill(self, path: bytes, apart: bool, on_error: Callable[[str], None]) -> None:
-        """Names the log. `apart`: what it holds already is another spawn's, so a line left open there is ended first."""
-        self.path, self._apart, self._on_error = path, apart, on_error
-
-    def prepare(self, now: float) -> None:
-        """Makes the log, so that it is there (or known to be unwritable) before the first byte."""
-        try:
-            self._find_log()
-        except OSError as error:
-            self._fail(error, now)
-
-    def move(self, limit: int, now: float) -> int | None:
-        """Moves at most `limit` bytes and says how many. None: the pipe is empty for now. 0: it is, and nobody can write to it."""
-        try:
-            if self._retry_at is None or now >= self._retry_at:
-                try:
-                    self._find_log()
-                    moved = splice(self.fd, self._log, limit)
-                    self._position += moved
-                    self._retry_at = None
-                    if moved >= _FULL:
-                        self._note_flood(now)
-                    return moved
-                except BlockingIOError:
-                    raise
-                except OSError as error:
-                    self._fail(error, now)
-            moved = splice(self.fd, _null(), limit)  # the program must go on, whatever became of its log
-            self.lost += moved
-            return moved
-        except BlockingIOError:
-            return None
-
-    def capacity(self) -> int:
-        return fcntl.fcntl(self.fd, _GET_PIPE_SIZE)
-
-    def close_log(self) -> None:
-        if self._log >= 0:
-            os.close(self._log)
-            self._log = -1
-
-    def _find_log(self) -> None:
-        """Has the log open with its position at the end: also after somebody deleted, renamed, truncated or lengthened it."""
-        if self._log >= 0:
-            try:
-                found = os.stat(self.path)
-            except FileNotFoundError:
-                found = None
-            if found is not None and (found.st_dev, found.st_ino) == self._identity:
-                if found.st_size != self._position:
-                    self._position = os.lseek(self._log, 0, os.SEEK_END)
-                return
-            self.close_log()
-        self._log = _open_log(self.path)
-        found = os.fstat(self._log)
-        if not stat.S_ISREG(found.st_mode) and found.st_rdev != os.fstat(_null()).st_rdev:
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        self._identity = (found.st_dev, found.st_ino)
-        self._position = os.lseek(self._log, 0, os.SEEK_END)
-        if self._apart and self._position and os.pread(self._log, 1, self._position - 1) != b"\n":
-            self._position += os.write(self._log, b"\n")
-        self._apart = False
-
-    def _fail(self, error: OSError, now: float) -> None:
-        """Says so once, until the log has been written again."""
-        self.close_log()
-        first, self._retry_at = self._retry_at is None, now + _RETRY
-        if first and self._on_error is not None:
-            path = os.fsdecode(self.path)
-            self._on_error(
-                f"{path} cannot be written: {error.strerror}. The program goes on; its output is thrown away until the log can be written."
-            )
-
-    def _note_flood(self, now: float) -> None:
-        if now - self._flood_began > 1.0:
-            self._flood_began, self._full_turns = now, 0
-        self._full_turns += 1
-        if self._full_turns == _FLOOD:
-            try:
-                fcntl.fcntl(self.fd, _SET_PIPE_SIZE, _LARGE)
-            except OSError:
-                pass  # beyond what this user may hold in pipes: it works as it is, only slower
 
 
 class Pump:
     """The thread. Its methods may be called from any other thread; what they ask for is done in this one, in their order."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, interrupted: Interrupted) -> None:
         self._loop = loop
-        _null()  # now, not when descriptors may have run out
+        null()  # now, not when descriptors may have run out
+        self._interrupted = interrupted
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
+        self._bridges: dict[int, Bridge] = {}
+        self._logs: dict[bytes, Log] = {}
+        self._held: dict[Stream, float] = {}  # until when
+        self._again: deque[Stream] = deque()  # held no longer
         self._drains: deque[_Drain] = deque()
+        self._packer = Packer(self._command)
         self._commands: deque[Callback] = deque()
         self._command_read, self._command_write = os.pipe()
         os.set_blocking(self._command_read, False)
@@ -201,23 +62,42 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name="pump", daemon=True)
         self._thread.start()
 
-    def attach(self, streams: tuple[Stream, ...]) -> None:
-        self._command(partial(self._attach, streams))
+    def attach(self, streams: tuple[Stream, ...], master: int | None) -> None:
+        """`master`: of the terminal that is the stdout of the program, if it has one."""
+        self._command(partial(self._attach, streams, master))
 
-    def drain(self, streams: tuple[Stream, ...], done: Callback) -> None:
+    def configure(self, streams: tuple[Stream, ...], files: tuple[LogFile, ...]) -> None:
+        """Has attached streams filled as these say from now on. The paths must be the same."""
+        self._command(partial(self._configure, streams, files))
+
+    def flush(self, files: Iterable[LogFile], done: Callable[[list[str]], None]) -> None:
+        """Empties logs and removes their rotated copies, then calls `done` in this thread with what went wrong."""
+        problems: list[str] = []
+        for file in files:
+            self._command(partial(self._flush, file, problems))
+        self._command(partial(done, problems))
+
+    def drain(self, streams: tuple[Stream, ...], master: int | None, done: Callback) -> None:
         """Moves what is in the pipes, then closes them and calls `done` in this thread.
 
         Nothing of the program may be alive. Where something is nonetheless (it hid from us, there is no cgroup), it cannot hold the
         drain up: no more is moved than a pipe can hold.
         """
-        self._command(partial(self._drain, streams, done))
+        self._command(partial(self._drain, streams, master, done))
 
     def close(self) -> None:
         """Ends the thread, after the turn that it is in. The pipes stay open, and what is in them stays there."""
         self._command(self._stop)
         self._thread.join()
-        for stream in self._streams.values():
-            stream.close_log()
+        self._packer.close()
+        for bridge in self._bridges.values():
+            bridge.close()
+        draining = [stream for drain in self._drains for stream, __ in drain.left]
+        for stream in (*self._streams.values(), *draining):
+            stream.close_files()
+        for log in self._logs.values():
+            log.close()
+            log.turns.close(over=False)
         self._epoll.close()
         os.close(self._command_read)
         os.close(self._command_write)
@@ -235,31 +115,77 @@ class Pump:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
         before = 0.0
         while self._running:
-            ready = self._epoll.poll(0 if self._drains or self._commands else None, 256)
+            ready = self._epoll.poll(self._patience(), 256)
             now = time.monotonic()
             most = 0
-            for fd, _events in ready:
+            for fd, events in ready:
                 if fd == self._command_read:
                     self._heard()
+                elif fd in self._bridges:
+                    most = max(most, self._bridge_turn(self._bridges[fd]))
                 else:
-                    most = max(most, self._turn(self._streams[fd], now))
+                    most = max(most, self._turn(self._streams[fd], now, events))
+            self._turns_of_held(now)
             self._obey()  # only now: a command may end streams that are in `ready`
             for __ in range(len(self._drains)):
                 self._drain_turn(now)
-            if most < _SMALL and now - before < 2 * _NAP and not self._drains and not self._commands and self._running:
+            if most < _SMALL and now - before < 2 * _NAP and not self._busy() and self._running:
                 self._nap.poll(1000 * _NAP)
             before = now
 
-    def _turn(self, stream: Stream, now: float) -> int:
+    def _busy(self) -> bool:
+        return bool(self._drains or self._commands or self._again)
+
+    def _patience(self) -> float | None:
+        if self._busy():
+            return 0
+        soonest = min(self._held.values(), default=FOREVER)
+        return None if soonest == FOREVER else max(0.0, soonest - time.monotonic())
+
+    def _turn(self, stream: Stream, now: float, events: int = 0) -> int:
         try:
-            moved = stream.move(_TURN, now)
+            moved = stream.move(_TURN, now, final=bool(events & select.EPOLLHUP))
         except Exception as error:  # the pipe itself is unusable; that must not end everybody's output
             self._loop.from_thread(partial(_raise, error))
             moved = 0
         if moved == 0:
             # Nobody has it open for writing any more, which a level-triggered poll would tell us 400,000 times a second. What
             # somebody writes who opens it again later is found by the drain.
+            stream.ended = True
             self._forget(stream)
+        elif stream.held is not None:
+            if stream not in self._held and stream.holds_in_pipe:
+                self._epoll.modify(stream.fd, select.EPOLLIN | select.EPOLLET)
+            self._held[stream] = stream.held
+        elif self._held.pop(stream, None) is not None:
+            self._epoll.modify(stream.fd, select.EPOLLIN)
+        if stream.log is not None and stream.log.shared and moved is not None:
+            self._make_way(stream.log)
+        return moved or 0
+
+    def _turns_of_held(self, now: float) -> None:
+        if self._held:
+            self._again.extend(stream for stream, until in self._held.items() if until <= now)
+        for __ in range(len(self._again)):
+            stream = self._again.popleft()
+            if self._streams.get(stream.fd) is stream:
+                self._turn(stream, now)
+
+    def _make_way(self, log: Log) -> None:
+        """Others may be waiting for the end of a line that was written just now, or to be alone."""
+        if self._held:
+            for stream, until in self._held.items():
+                if stream.log is log and (until != FOREVER or not log.shared) and stream not in self._again:
+                    self._again.append(stream)
+
+    def _bridge_turn(self, bridge: Bridge) -> int:
+        try:
+            moved = bridge.turn(_TURN)
+        except Exception as error:
+            self._loop.from_thread(partial(_raise, error))
+            moved = 0
+        if moved == 0:
+            self._end_bridge(bridge.fd)
         return moved or 0
 
     def _heard(self) -> None:
@@ -277,72 +203,157 @@ class Pump:
                 except Exception as error:  # one bad instance must not end everybody's output
                     self._loop.from_thread(partial(_raise, error))
 
-    def _attach(self, streams: tuple[Stream, ...]) -> None:
+    # Commands
+
+    def _attach(self, streams: tuple[Stream, ...], master: int | None) -> None:
         now = time.monotonic()
         for stream in streams:
-            stream.prepare(now)
+            if stream.file is not None:
+                stream.start(self._log(stream.file), now)
             self._streams[stream.fd] = stream
             self._epoll.register(stream.fd, select.EPOLLIN)
+        if master is not None:
+            self._bridges[master] = Bridge(master, streams[0].fd)
+            self._epoll.register(master, select.EPOLLIN)
 
-    def _drain(self, streams: tuple[Stream, ...], done: Callback) -> None:
+    def _log(self, file: LogFile) -> Log:
+        log = self._logs.get(file.key)
+        if log is None:
+            log = self._logs[file.key] = Log(file, self._interrupted, self._packer.add)
+            if file.options.compress or file.options.total_size:
+                log.tidy()
+        else:
+            log.configure(file)
+        return log
+
+    def _configure(self, streams: tuple[Stream, ...], files: tuple[LogFile, ...]) -> None:
+        now = time.monotonic()
+        for stream, file in zip(streams, files):
+            before, log = stream.file, stream.log
+            if before is None or log is None or before.key != file.key or self._streams.get(stream.fd) is not stream:
+                continue  # it is being drained, or was never attached
+            stream.file = file
+            log.configure(file)
+            log.tidy()
+            if _shape(before) != _shape(file):
+                stream.reshape(now)
+                stream.start_line()
+                self._held.pop(stream, None)
+                self._epoll.modify(stream.fd, select.EPOLLIN)
+
+    def _flush(self, file: LogFile, problems: list[str]) -> None:
+        log = self._logs.get(file.key) or Log(file, self._interrupted, self._packer.add)
+        try:
+            log.flush()
+        except OSError as error:
+            problems.append(f"{file.path} cannot be flushed: {error.strerror}.")
+        finally:
+            if file.key not in self._logs:
+                log.close()
+                log.turns.close(over=False)
+
+    def _drain(self, streams: tuple[Stream, ...], master: int | None, done: Callback) -> None:
+        bridge = None if master is None else self._bridges.get(master)
+        if bridge is not None:
+            self._epoll.unregister(bridge.fd)
+            del self._bridges[bridge.fd]
         for stream in streams:
+            stream.ended = True
             self._forget(stream)
-        self._drains.append(_Drain([(stream, stream.capacity()) for stream in streams], done))
+        left = [(stream, stream.capacity()) for stream in streams]
+        self._drains.append(_Drain(left, bridge, master, done))
 
     def _drain_turn(self, now: float) -> None:
         """One turn for the foremost drain; it goes to the end of the queue if more is to be moved."""
         drain = self._drains.popleft()
+        bridged = self._drain_bridge(drain)
         left: list[tuple[Stream, int]] = []
-        for stream, limit in drain.left:
-            try:
-                moved = stream.move(min(limit, _TURN), now) or 0
-            except Exception as error:
-                self._loop.from_thread(partial(_raise, error))
-                moved = 0
-            if moved and limit > moved:
+        for position, (stream, limit) in enumerate(drain.left):
+            if position == 0:
+                limit += bridged
+            moved = self._drained_of(stream, min(limit, _TURN), now)
+            if position == 0 and not moved and not bridged and drain.bridge is not None:
+                drain.bridge.close()  # the FIFO was empty, and yet it took no more: the terminal is empty, too
+                drain.bridge = None
+            if (moved and limit > moved) or drain.bridge is not None:
                 left.append((stream, limit - moved))
             else:
-                stream.close_log()
-                os.close(stream.fd)
+                self._end(stream, now)
         if left:
             drain.left = left
             self._drains.append(drain)
         else:
+            if drain.master is not None:
+                os.close(drain.master)
             drain.done()
 
+    def _drained_of(self, stream: Stream, limit: int, now: float) -> int:
+        if stream.log is None or limit <= 0:
+            return 0  # it was never attached, or more has come than can have been there
+        try:
+            return stream.move(limit, now, final=True) or 0
+        except Exception as error:
+            self._loop.from_thread(partial(_raise, error))
+            return 0
+
+    def _drain_bridge(self, drain: _Drain) -> int:
+        """What a terminal still holds goes into its FIFO, as much as that takes."""
+        bridge = drain.bridge
+        if bridge is None or bridge.limit <= 0:
+            return 0
+        try:
+            moved = bridge.turn(min(bridge.limit, _TURN)) or 0
+        except Exception as error:
+            self._loop.from_thread(partial(_raise, error))
+            return 0
+        bridge.limit -= moved
+        return moved
+
+    def _end(self, stream: Stream, now: float) -> None:
+        """The last of a stream: its spool and its pipe go, and its log if nobody else fills it."""
+        log = stream.log
+        if log is not None:
+            try:
+                stream.finish(now)
+            except Exception as error:
+                self._loop.from_thread(partial(_raise, error))
+            log.fillers.remove(stream)
+            self._make_way(log)
+            if not log.fillers:
+                log.close()
+                log.turns.close(over=True)
+                del self._logs[log.path]
+        os.close(stream.fd)
+
     def _forget(self, stream: Stream) -> None:
+        self._held.pop(stream, None)
         if self._streams.pop(stream.fd, None) is not None:
             self._epoll.unregister(stream.fd)
+
+    def _end_bridge(self, master: int) -> None:
+        bridge = self._bridges.pop(master, None)
+        if bridge is not None:
+            self._epoll.unregister(master)
+            bridge.close()
 
     def _stop(self) -> None:
         self._running = False
 
 
 class _Drain:
-    __slots__ = ("done", "left")
+    __slots__ = ("bridge", "done", "left", "master")
 
-    def __init__(self, left: list[tuple[Stream, int]], done: Callback) -> None:
+    def __init__(
+        self, left: list[tuple[Stream, int]], bridge: Bridge | None, master: int | None, done: Callback
+    ) -> None:
         self.left = left  # with the number of bytes that each may still move
+        self.bridge = bridge  # into the foremost of them
+        self.master = master
         self.done = done
 
 
-_null_fd: list[int] = []
-
-
-def _null() -> int:
-    if not _null_fd:
-        _null_fd.append(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
-    return _null_fd[0]
-
-
-def _open_log(path: bytes) -> int:
-    # O_NONBLOCK: should somebody have put a FIFO there, opening it must not hold up all other logs.
-    flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        return os.open(path, flags)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), 0o750, exist_ok=True)
-        return os.open(path, flags | os.O_CREAT, 0o640)
+def _shape(file: LogFile) -> tuple[str | None, ...]:
+    return file.options.format, file.options.date_format, file.name, file.process
 
 
 def _raise(error: BaseException) -> None:

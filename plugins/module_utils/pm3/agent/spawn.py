@@ -4,9 +4,9 @@
 """Bringing processes into the world, and learning how they left it. Owns fork, exec and wait.
 
 Every instance starts in a session of its own, through a small `sh` that does what must happen between fork and exec (enter the
-cell, take the limit of open files back to what the agent was given) and then becomes the program. That keeps us on the vfork path,
-whose cost does not grow with the agent's memory. What goes wrong in the `sh` is left in a file, so that it can never be mistaken
-for the program's own exit code, nor be lost with the agent.
+cell, take the limit of open files back to what the agent was given, set the definition's own limits) and then becomes the program.
+That keeps us on the vfork path, whose cost does not grow with the agent's memory. What goes wrong in the `sh` is left in a file, so that
+it can never be mistaken for the program's own exit code, nor be lost with the agent.
 """
 
 from __future__ import annotations
@@ -16,23 +16,33 @@ import os
 import resource
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..model.machine import Cause, End
+from ..model.life import Cause, End
 
 # dash runs the EXIT trap when exec fails; bash goes on to the next line if told to, and then runs it too. PWD and the like are the
 # shell's own additions to an environment that is meant to be exactly what the definition says.
 _TRAMPOLINE = """
-cell=$1 report=$2 files=$3; shift 3
+cell=$1 report=$2 files=$3 limits=$4 nice=$5; shift 5
 trap 'echo >"$report"' EXIT
 [ -z "$BASH_VERSION" ] || shopt -s execfail
 [ -z "$cell" ] || echo 0 >"$cell" || exit 125
 unset PWD OLDPWD SHLVL _
-ulimit -S -n "$files" && exec "$@"
+ulimit -S -n "$files"
+[ -z "$limits" ] || $limits --pid $$ || exit 124
+[ -z "$nice" ] || $nice -p $$ >/dev/null || exit 123
+exec "$@"
 """
+_REASONS = {
+    123: "its nice value could not be set",
+    124: "its limits could not be set",
+    125: "its cgroup could not be entered",
+    126: "the program cannot be executed",
+    127: "the program or its interpreter does not exist",
+}
 _SHELL = "/bin/sh"
-_PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
+PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
 OPEN_FILES = "PM3_OPEN_FILES"  # by this variable an upgrade in place hands on what the first of us was given
 _OPEN_FILES = int(os.environ.pop(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))  # before raise_limit
 
@@ -50,32 +60,39 @@ class Process:
     pidfd: int  # -1: it has ended, and nobody kept one; what it left behind is known by its number all the same
 
 
-def spawn(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    cwd: str,
-    switch: Sequence[str],
-    output: tuple[int, int],
-    procs: str,
-    report: str,
-) -> Process:
-    """Starts a program. `switch` are the words that make it another user's, `output` its stdout and stderr, `procs` the file by which
-    it enters its cell ("" for none), `report` the file that the trampoline leaves when it fails. Raises `SpawnError`."""
-    program = _program(argv[0], env.get("PATH", os.defpath), cwd)
-    trampoline = [_SHELL, "-c", _TRAMPOLINE, "pm3", procs, report, str(_OPEN_FILES), *switch, program, *argv[1:]]
+@dataclass(frozen=True)
+class Launch:
+    """What is to run, and as what."""
+
+    argv: Sequence[str]
+    env: dict[str, str]
+    cwd: str
+    switch: Sequence[str] = ()  # the words that make it another user's
+    umask: int = -1  # -1: the agent's own
+    limits: str = ""  # the command that sets the limits of the process whose --pid follows
+    nice: str = ""  # ... and the one that sets its priority, by -p
+
+
+def spawn(launch: Launch, output: tuple[int, int], procs: str, report: str) -> Process:
+    """Starts a program. `output` are its stdout and stderr, `procs` the file by which it enters its cell ("" for none), `report` the
+    file that the trampoline leaves when it fails. Raises `SpawnError`."""
+    name = launch.argv[0]
+    program = _program(name, launch.env.get("PATH", os.defpath), launch.cwd)
+    before = [procs, report, str(_OPEN_FILES), launch.limits, launch.nice, *launch.switch]
     try:
         with open(os.devnull, "rb") as nothing:
             child = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
-                trampoline,
+                [_SHELL, "-c", _TRAMPOLINE, "pm3", *before, program, *launch.argv[1:]],
                 stdin=nothing,
                 stdout=output[0],
                 stderr=output[1],
-                env=env,
-                cwd=cwd,
+                env=launch.env,
+                cwd=launch.cwd,
                 start_new_session=True,
+                umask=launch.umask,
             )
     except (OSError, ValueError) as error:
-        raise SpawnError(f"cannot start {argv[0]}: {_reason(error)}") from error
+        raise SpawnError(f"cannot start {name}: {_reason(error)}") from error
     # Popen must not wait for it: the status is ours to collect, and an object dropped early would reap the child.
     child.returncode = 0
     try:
@@ -83,7 +100,7 @@ def spawn(
     except OSError as error:
         os.kill(child.pid, 9)
         os.waitpid(child.pid, 0)
-        raise SpawnError(f"cannot watch {argv[0]}: {_reason(error)}") from error
+        raise SpawnError(f"cannot watch {name}: {_reason(error)}") from error
 
 
 def reap(process: Process) -> End | None:
@@ -103,11 +120,11 @@ def reap(process: Process) -> End | None:
 def end_of_stranger(pidfd: int) -> End | None:
     """How a process that is not our child ended, from a pidfd that was open before it was reaped (PIDFD_GET_INFO, Linux 6.15)."""
     try:
-        info = fcntl.ioctl(pidfd, _PIDFD_GET_INFO, struct.pack("Q56x", _PIDFD_INFO_EXIT))
+        info = fcntl.ioctl(pidfd, PIDFD_GET_INFO, struct.pack("Q56x", PIDFD_INFO_EXIT))
     except OSError:
         return None
     mask, status = struct.unpack("Q52xi", info)
-    return from_wait_status(status) if mask & _PIDFD_INFO_EXIT else None
+    return from_wait_status(status) if mask & PIDFD_INFO_EXIT else None
 
 
 def end_of_zombie(process: Process) -> End | None:
@@ -129,14 +146,13 @@ def ended(code: int | None, by_signal: int | None) -> End:
 
 def failed_to_execute(report: str, end: End) -> End | None:
     """The true end of a process of which only the trampoline ever ran; None when the program itself did. Removes the report."""
-    if end.code not in (125, 126, 127, 2):
+    if end.code not in (2, *_REASONS):
         return None
     try:
         os.unlink(report)
     except FileNotFoundError:
         return None
-    reasons = {126: "the program cannot be executed", 127: "the program or its interpreter does not exist"}
-    return End(Cause.SPAWN, message=reasons.get(end.code or 0, "its cgroup could not be entered"))
+    return End(Cause.SPAWN, message=_REASONS.get(end.code or 0, _REASONS[125]))
 
 
 def start_time(pid: int) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any, Callable
 
 from ..model import definition as definitions
 from ..model.definition import Definition
-from ..model.machine import After, Cause, Check, End, Life, Phase, Policy, Status
+from ..model.life import After, Cause, Check, End, Life, Phase, Policy, Status
 
 SCHEMA = 1
 _TABLES = """
@@ -41,6 +41,7 @@ _COMMITS = 64  # after which the log of the database (WAL) is due to be emptied 
 _BUSY = 200  # milliseconds that a commit waits for somebody else's, for instance a person with sqlite3
 _IDS = 4096  # definitions whose ids are known by heart
 _LIFE = tuple(one.name for one in fields(Life) if one.name != "policy")
+_LIVES = json.JSONEncoder(default=lambda value: value.value if isinstance(value, Enum) else vars(value))
 
 
 class StoreError(Exception):
@@ -81,7 +82,8 @@ class Revision:
 
 class Store:
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
+        self.error: str | None = None  # why the last write failed, if it did
         self._ids: dict[int, tuple[Definition, int]] = {}  # by identity: a definition, and its id in the file
         self._by_id: dict[int, Definition] = {}
         self._commits = 0  # since the last checkpoint
@@ -95,7 +97,7 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         mask = os.umask(0o077)
         try:
-            db = sqlite3.connect(self._path, isolation_level=None)
+            db = sqlite3.connect(self.path, isolation_level=None)
             db.execute("PRAGMA journal_mode = WAL")
         finally:
             os.umask(mask)
@@ -108,7 +110,7 @@ class Store:
             db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
         elif version != SCHEMA:
             raise StoreError(
-                f"{self._path} has schema {version}, this agent reads {SCHEMA}; install the agent that wrote it"
+                f"{self.path} has schema {version}, this agent reads {SCHEMA}; install the agent that wrote it"
             )
         db.execute(f"PRAGMA busy_timeout = {_BUSY}")
         return db
@@ -145,8 +147,10 @@ class Store:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise StoreError(f"{self._path} cannot be written: {error}") from error
+                self.error = str(error)
+                raise StoreError(f"{self.path} cannot be written: {error}") from error
             raise
+        self.error = None
         self._commits += 1
 
     # Instances
@@ -177,7 +181,7 @@ class Store:
             record.count,
             record.project,
             self._id(record.definition),
-            record.path,
+            _kept_path(record.path),
             record.wanted,
             _life_text(record.life),
             record.spawn_id,
@@ -196,7 +200,7 @@ class Store:
             count,
             project,
             one,
-            path,
+            path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else path,
             bool(wanted),
             _life(life, one),
             spawn_id,
@@ -233,8 +237,11 @@ class Store:
         return {row[0]: _revision(row) for row in rows}
 
     def revisions(self, project: str) -> list[Revision]:
-        """The revisions of a project that are kept, oldest first."""
-        rows = self._db.execute("SELECT * FROM revisions WHERE project = ? ORDER BY revision", (project,)).fetchall()
+        """The revisions of a project that are kept, oldest first; without their definitions, which take long to read."""
+        columns = "project, revision, label, at, uid, changed, '{}'"
+        rows = self._db.execute(
+            f"SELECT {columns} FROM revisions WHERE project = ? ORDER BY revision", (project,)
+        ).fetchall()
         return [_revision(row) for row in rows]
 
     def add_revision(self, revision: Revision) -> None:
@@ -269,7 +276,7 @@ class Store:
         """Makes everything committed so far survive a loss of power. Slow (fsync), and safe in another thread: it has a connection
         of its own, and writers do not wait for it."""
         self._commits = 0
-        db = sqlite3.connect(self._path, isolation_level=None)
+        db = sqlite3.connect(self.path, isolation_level=None)
         try:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
@@ -291,17 +298,29 @@ def _parsed(name: str, body: Mapping[str, Any]) -> Definition:
     return definition
 
 
+def _kept_path(path: str | None) -> str | bytes | None:
+    """PATH may hold bytes that are no UTF-8, which no text of SQLite's can."""
+    encoded = path.encode("utf-8", "surrogateescape") if path is not None else None
+    return path if encoded is None or path == encoded.decode("utf-8", "replace") else encoded
+
+
 def _life_text(life: Life) -> str:
     """A life as JSON; its policy is the definition's and not repeated."""
     kept = {name: getattr(life, name) for name in _LIFE}
-    return json.dumps(kept, default=lambda value: value.value if isinstance(value, Enum) else vars(value))
+    return _LIVES.encode(kept)
 
 
 def _life(text: str, definition: Definition) -> Life:
-    kept = json.loads(text)
+    kept = {name: value for name, value in json.loads(text).items() if name in _LIFE}
     kept["phase"], kept["status"] = Phase(kept["phase"]), Status(kept["status"])
     kept["after"] = After(kept["after"])
     kept["checks"] = tuple(Check(check) for check in kept["checks"])
-    if kept["end"] is not None:
-        kept["end"] = End(**{**kept["end"], "cause": Cause(kept["end"]["cause"])})
+    for name in ("ending", "hook", "end"):
+        kept[name] = _end(kept.get(name))
     return Life(Policy.of(definition), **kept)
+
+
+def _end(kept: dict[str, Any] | None) -> End | None:
+    if kept is None:
+        return None
+    return End(**{**kept, "cause": Cause(kept["cause"]), "tail": tuple(kept.get("tail", ()))})

@@ -12,33 +12,41 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Callable
 
-from ..model import machine, placeholders, words
-from ..model.machine import Cause, End, Event, Phase
+from ..model import checks, machine
+from ..model.life import Cause, Check, End, Work
+from ..model.life import Timer as Kind
+from ..model.machine import Event
 from ..model.plan import Actual
 from ..model.problems import DefinitionError, Unfit
-from . import accounts, environment, spawn
-from . import cells as cells_room
-from .cells import Cells
+from . import accounts, environment, launch, log_files, spawn
+from .cells import Cells, Survey
 from .descriptors import ServiceManager
-from .instance import Instance, is_cut_off, is_up
+from .errands import Errand
+from .instance import Instance, has_tale, is_up
+from .listeners import listens
+from .log import LogFile
 from .loop import READ, Loop, Timer
-from .output import Pumps
+from .output import Pumps, last_lines
 from .probes import probe
 from .spawn import Process
 from .store import Record, Store, StoreError
+from .triggers import Triggers
 
-_SPAWN_TURN = 0.02  # seconds of spawning after which other news gets its turn
+_SPAWN_TURN = 0.01  # seconds of spawning after which other news gets its turn
+_REAP_TURN = 0.01  # seconds of reaping, as well
 _PROBE_TIMEOUT = 2.0  # seconds for one attempt of a check (spec: pm3.md, section 3.6)
 _STORE_PAUSE = 1.0  # seconds after which a store that could not be written is tried again
 _EXPECTED = (spawn.SpawnError, accounts.AccountError, DefinitionError, Unfit, OSError)  # what can prevent a start
+_CLOCK_STEP = 1.0  # seconds by which the clock has to be set before that is more than its ordinary corrections
+_LAST_WORDS = 10  # lines of output that are kept of an end
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_GONE_WITH_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.SPAWNING, Phase.ABORTING)
 
 
 class Supervisor:
@@ -56,34 +64,42 @@ class Supervisor:
         diagnose: Callable[[str], None],
     ) -> None:
         self.instances: dict[str, Instance] = {}
+        self.beside: set[Instance] = set()  # copies that take over from one, or leave for one
         self.loop = loop
         self.store = store
-        self._pumps = pumps
-        self._cells = cells
-        self._manager = manager
+        self.pumps = pumps
+        self.cells = cells
+        self.manager = manager
+        self.ends = ends
+        self.diagnose = diagnose
+        self.triggers = Triggers(loop, self.deliver, self.survey, logs, diagnose)
         self._logs = logs
         self._run = run
         self._boot = boot
-        self._ends = ends
-        self._diagnose = diagnose
         self._watchers: dict[str, list[Callable[[Instance], None]]] = {}
+        self._added_watchers: list[Callable[[Instance], None]] = []
         self._dirty: set[Instance] = set()
         self._removed: set[str] = set()
-        self._spawning: deque[Instance] = deque()
-        self._by_pid: dict[int, Instance] = {}  # whose end has not been seen yet
+        self._spawning: deque[tuple[Instance, Work]] = deque()
+        self._children: dict[
+            int, Callable[[], None]
+        ] = {}  # by pid, whose end has not been seen yet: what is to be done then
         self._next_spawn = int(store.get("next_spawn") or "1")
+        self._clock = float(store.get("clock") or "0")  # what the calendar's clock is ahead of ours, in seconds
         self._store_pause: Timer | None = None  # while the store cannot be written
         self._store_fails = False  # told, and not written since
         self._checkpointing = False
-        self._do: dict[type, Callable[[Instance, Any], None]] = {
+        self._do: dict[type, Callable[[Instance, Any], object]] = {
             machine.Spawn: self._queue_spawn,
-            machine.Signal: self._signal,
+            machine.Signal: lambda instance, effect: self.signal(instance, effect.name),
+            machine.Ask: self._ask,
             machine.Kill: self._kill,
             machine.Sweep: self._sweep,
             machine.Arm: self._arm,
             machine.Disarm: self._disarm,
             machine.Probe: self._probe,
             machine.EndProbe: self._end_probe,
+            machine.Tell: lambda instance, effect: self.diagnose(f"{instance.name}: {effect.message}"),
         }
 
     # Instances
@@ -92,30 +108,35 @@ class Supervisor:
         self.instances[instance.name] = instance
         self._removed.discard(instance.name)
         self._mark(instance)
+        for watcher in list(self._added_watchers):
+            watcher(instance)
         return instance
 
     def remove(self, instance: Instance) -> None:
         """Forgets an instance that rests."""
         del self.instances[instance.name]
         self._dirty.discard(instance)
-        self._removed.add(instance.name)
-        self.loop.soon(self.flush)
+        self.triggers.update(instance, there=False)
+        self.forget(instance.name)
         self._tell_watchers(instance)
+
+    def forget(self, name: str) -> None:
+        """Has the store keep nothing of that name."""
+        self._removed.add(name)
+        self.loop.soon(self.flush)
 
     def deliver(self, instance: Instance, event: Event) -> None:
         """Takes one event through the machine and does what follows from it."""
-        instance.life, effects = machine.step(instance.life, event, self.loop.time())
-        self._carry_out(instance, effects)
-
-    def deliver_all(self, instances: Iterable[Instance], event: Event) -> None:
-        for instance in instances:
-            self.deliver(instance, event)
+        before = instance.life
+        instance.life, effects = machine.step(before, event, self.loop.time())
+        self.carry_out(instance, effects, changed=instance.life is not before)
 
     def change(self, instance: Instance, **facts: Any) -> None:
         """Sets attributes that are not the machine's (wanted, definition, count, project) and keeps them."""
         for name, value in facts.items():
             setattr(instance, name, value)
         self._mark(instance)
+        self.triggers.update(instance)
 
     def watch(self, name: str, watcher: Callable[[Instance], None]) -> None:
         """Calls `watcher(instance)` after every event of that instance, until `unwatch`."""
@@ -127,6 +148,21 @@ class Supervisor:
             watchers.remove(watcher)
         if not watchers:
             self._watchers.pop(name, None)
+
+    def watch_added(self, watcher: Callable[[Instance], None]) -> None:
+        """Calls `watcher(instance)` for every instance that is added, until `unwatch_added`."""
+        self._added_watchers.append(watcher)
+
+    def unwatch_added(self, watcher: Callable[[Instance], None]) -> None:
+        if watcher in self._added_watchers:
+            self._added_watchers.remove(watcher)
+
+    def moment(self, then: float | None) -> float | None:
+        """A time of the loop's clock in seconds since the epoch: the same one whenever it is asked for, unless the clock was set."""
+        ahead = time.time() - self.loop.time()
+        if abs(ahead - self._clock) > _CLOCK_STEP:
+            self._clock = ahead
+        return round(then + self._clock, 3) if then is not None else None
 
     def actual(self) -> list[Actual]:
         """All instances as the planner wants to see them."""
@@ -145,13 +181,36 @@ class Supervisor:
             for one in self.instances.values()
         ]
 
-    def logs(self, name: str) -> tuple[str, str]:
-        """The files of an instance's stdout and stderr."""
-        return os.path.join(self._logs, f"{name}-out.log"), os.path.join(self._logs, f"{name}-err.log")
+    def logs(self, instance: Instance) -> tuple[LogFile, LogFile]:
+        """The logs of an instance's stdout and stderr. Raises `Unfit`."""
+        return log_files.of(instance, self._logs)
 
-    def _log_sizes(self, name: str) -> tuple[int, int]:
-        out, err = (os.path.getsize(path) if os.path.exists(path) else 0 for path in self.logs(name))
+    def _log_sizes(self, instance: Instance) -> tuple[int, int]:
+        out, err = (os.path.getsize(log.path) if os.path.exists(log.path) else 0 for log in self.logs(instance))
         return out, err
+
+    def last_words(self, instance: Instance) -> tuple[str, ...]:
+        """The last lines that it wrote since it was last started: to stderr, or if there are none, to stdout."""
+        (out, err), (out_start, err_start) = self.logs(instance), instance.log_starts
+        lines = last_lines(err.path, _LAST_WORDS, since=err_start)
+        return tuple(lines or last_lines(out.path, _LAST_WORDS, since=out_start))
+
+    def empty_logs(self, instances: Iterable[Instance], done: Callable[[list[str]], None]) -> None:
+        """Empties their logs and removes the rotated ones; `done` gets a sentence for each that could not be."""
+        self.pumps.flush([log for one in instances for log in self.logs(one)], done)
+
+    def reconfigure(self, instance: Instance) -> None:
+        """Has its output logged as its definition says now."""
+        if instance.streams is not None:
+            self.pumps.reconfigure(instance.streams, self.logs(instance))
+
+    def survey(self) -> Survey:
+        """One look at the processes of all instances."""
+        return self.cells.survey()
+
+    def members(self, instance: Instance) -> list[int]:
+        """The processes of an instance."""
+        return self.cells.members(instance.spawn_id, instance.running) if instance.spawn_id else []
 
     def flush(self) -> None:
         """Writes what has changed since the last time, in one transaction.
@@ -163,10 +222,10 @@ class Supervisor:
             return
         records = [self._record(instance) for instance in self._dirty]
         try:
-            self.store.save(records, self._removed, {"next_spawn": str(self._next_spawn)})
+            self.store.save(records, self._removed, self._facts())
         except StoreError as error:
             if not self._store_fails:
-                self._diagnose(f"{error}; it is tried again every {_STORE_PAUSE:g} s")
+                self.diagnose(f"{error}; it is tried again every {_STORE_PAUSE:g} s")
             self._store_fails = True
             self._store_pause = self.loop.after(_STORE_PAUSE, self._flush_again)
             return
@@ -174,6 +233,9 @@ class Supervisor:
         self._dirty, self._removed = set(), set()
         if self.store.due:
             self.checkpoint()
+
+    def _facts(self) -> dict[str, str]:
+        return {"next_spawn": str(self._next_spawn), "clock": repr(self._clock)}
 
     def _flush_again(self) -> None:
         self._store_pause = None
@@ -218,10 +280,12 @@ class Supervisor:
             self.loop.soon(self.flush)
         self._dirty.add(instance)
 
-    def _carry_out(self, instance: Instance, effects: Iterable[machine.Effect]) -> None:
-        self._mark(instance)
+    def carry_out(self, instance: Instance, effects: Iterable[machine.Effect], changed: bool = True) -> None:
+        if changed:
+            self._mark(instance)
         for effect in effects:
             self._do[type(effect)](instance, effect)
+        self.triggers.update(instance, instance.name in self.instances)
         self._tell_watchers(instance)
 
     def _tell_watchers(self, instance: Instance) -> None:
@@ -230,87 +294,97 @@ class Supervisor:
 
     # Starting
 
-    def _queue_spawn(self, instance: Instance, _effect: machine.Spawn) -> None:
+    def _queue_spawn(self, instance: Instance, effect: machine.Spawn) -> None:
         if not self._spawning:
             self.loop.soon(self._spawn_turn)
-        self._spawning.append(instance)
+        self._spawning.append((instance, effect.work))
         instance.spawn_id = ""
 
     def _spawn_turn(self) -> None:
         """Spawns what is queued, for a while; first the intent of all of it is written, so that no crash can leave a stranger (I4)."""
-        for instance in self._spawning:
+        for instance, _work in self._spawning:
             if not instance.spawn_id:
                 instance.spawn_id = _base36(self._next_spawn)
                 self._next_spawn += 1
                 self._mark(instance)
-        self.flush()
         until = self.loop.time() + _SPAWN_TURN
+        self.flush()
         try:
-            while self._spawning and self.loop.time() < until:
-                self._spawn(self._spawning.popleft())
+            while self._spawning:
+                self._spawn(*self._spawning.popleft())
+                if self.loop.time() > until:
+                    break
         finally:
             if self._spawning:
                 self.loop.soon(self._spawn_turn)
 
-    def _spawn(self, instance: Instance) -> None:
+    def _spawn(self, instance: Instance, work: Work) -> None:
         try:
-            self._try_to_spawn(instance)
+            self._try_to_spawn(instance, work)
         except Exception as error:
             if instance.running is not None:
-                self._cells.kill(instance.spawn_id, instance.running)
+                self.cells.kill(instance.spawn_id, instance.running)
             self._clear(instance)
-            reason = error.problems[0].message if isinstance(error, DefinitionError) else str(error)
-            self.deliver(instance, machine.SpawnFailed(reason))
+            self.deliver(instance, machine.SpawnFailed(_reason(error)))
             if not isinstance(error, _EXPECTED):
                 raise  # a defect of ours: told, but no reason for an instance to wait for ever
             return
         self.deliver(instance, machine.Spawned())
+        if work is Work.PROGRAM:
+            self.triggers.spawned(instance)
 
-    def _try_to_spawn(self, instance: Instance) -> None:
-        definition, scope = instance.definition, instance.scope
-        instance.log_starts = self._log_sizes(instance.name)
-        account = accounts.find(definition.user)
-        env = environment.build(definition, scope, account, instance.path)
-        if self._cells.root is None:
-            env[environment.SPAWN_ID] = self._mark_of(instance.spawn_id)
-        argv = [placeholders.expand(word, scope) for word in words.split(definition.command)]
-        procs = self._cells.procs(instance.spawn_id)
-        streams = instance.streams = self._pumps.prepare(instance.spawn_id, account.owner)
+    def _try_to_spawn(self, instance: Instance, work: Work) -> None:
+        instance.log_starts = self._log_sizes(instance)
+        what = launch.program(instance) if work is Work.PROGRAM else launch.hook(instance, work)
+        if self.cells.root is None:
+            what.env[environment.SPAWN_ID] = self.mark_of(instance.spawn_id)
+        procs = self.cells.procs(instance.spawn_id)
+        streams = instance.streams = self.pumps.prepare(
+            instance.spawn_id, launch.account(instance).owner, instance.definition.tty
+        )
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
-        self._manager.keep(instance.spawn_id, streams.read_fds)
+        self.manager.keep(instance.spawn_id, streams.read_fds)
         output = streams.open_write()
         try:
-            process = spawn.spawn(
-                argv, env, definition.cwd or "/", account.switch(), output, procs, self._report(instance.spawn_id)
-            )
+            process = spawn.spawn(what, output, procs, self.report(instance.spawn_id))
         finally:
             for fd in output:
                 os.close(fd)
-        self._manager.keep(instance.spawn_id, [process.pidfd])
+        self.manager.keep(instance.spawn_id, [process.pidfd])
         instance.running = process
-        self._attend(instance)
+        self._mark(instance)
+        self.attend(instance)
 
-    def _attend(self, instance: Instance) -> None:
+    def attend(self, instance: Instance) -> None:
         """Follows a process that runs: its output and its end."""
         if instance.streams is not None:
-            self._pumps.attach(
-                instance.streams, self.logs(instance.name), lambda text: self._diagnose(f"{instance.name}: {text}")
-            )
+            logs = self.logs(instance)
+            self.triggers.writes(log.path for log in logs)
+            self.pumps.attach(instance.streams, logs, lambda text: self.diagnose(f"{instance.name}: {text}"))
         if instance.running is not None and instance.running.pidfd >= 0:
             spawn_id = instance.spawn_id
-            self._by_pid[instance.running.pid] = instance
-            self.loop.watch(instance.running.pidfd, READ, lambda: self._exited(instance, spawn_id))
 
-    def _unattend(self, running: Process) -> None:
+            def exited() -> None:
+                self._exited(instance, spawn_id)
+
+            self._children[instance.running.pid] = exited
+            self.loop.watch(instance.running.pidfd, READ, exited)
+
+    def unattend(self, running: Process) -> None:
         if running.pidfd >= 0:
             self.loop.unwatch(running.pidfd)
-        self._by_pid.pop(running.pid, None)
+        self._children.pop(running.pid, None)
 
-    def _mark_of(self, spawn_id: str) -> str:
+    def mark_of(self, spawn_id: str) -> str:
         """What tells the processes of a spawn where there are no cells: other agents of this host number theirs as well."""
         return f"{spawn_id}@{os.path.realpath(self._run)}"
 
-    def _report(self, spawn_id: str) -> str:
+    def reserve(self, spawn_id: str) -> None:
+        """No spawn to come gets this id, also when the number of the last one could not be stored."""
+        if spawn_id.isalnum():
+            self._next_spawn = max(self._next_spawn, int(spawn_id, 36) + 1)
+
+    def report(self, spawn_id: str) -> str:
         return os.path.join(self._run, f"{spawn_id}.failed")
 
     # Ending
@@ -318,56 +392,101 @@ class Supervisor:
     def _exited(self, instance: Instance, spawn_id: str) -> None:
         if instance.spawn_id != spawn_id or instance.running is None:
             return
-        self._unattend(instance.running)
-        end = spawn.reap(instance.running) or self._end_of(instance.running)
+        self.unattend(instance.running)
+        end = spawn.reap(instance.running) or self.end_of(instance.running)
         # When all that ended together has been reaped: then one look at what is left serves them all.
-        self.loop.soon(lambda: self._ended(instance, end) if instance.spawn_id == spawn_id else None)
+        self.loop.soon(lambda: self.ended(instance, end) if instance.spawn_id == spawn_id else None)
 
-    def _end_of(self, process: Process) -> End:
+    def end_of(self, process: Process) -> End:
         """How a process that is not our child ended, as far as anybody knows: the kernel, its remains, or the keeper."""
         return (
             spawn.end_of_stranger(process.pidfd)
             or spawn.end_of_zombie(process)
-            or self._ends().get((process.pid, process.start_time))
+            or self.ends().get((process.pid, process.start_time))
             or End(Cause.UNKNOWN)
         )
 
-    def _ended(self, instance: Instance, end: End) -> None:
-        self.deliver(instance, machine.Exited(spawn.failed_to_execute(self._report(instance.spawn_id), end) or end))
+    def ended(self, instance: Instance, end: End) -> None:
+        """The main process is known to have ended."""
+        if end.signal == signal.SIGKILL and self.cells.was_out_of_memory(instance.spawn_id):
+            end = replace(end, cause=Cause.OOM)
+        self.deliver(instance, machine.Exited(spawn.failed_to_execute(self.report(instance.spawn_id), end) or end))
 
-    def _signal(self, instance: Instance, effect: machine.Signal) -> None:
-        """To the process group; its leader is not reaped before its end is delivered, so the number cannot be another's yet."""
+    def signal(self, instance: Instance, name: str) -> bool:
+        """To the process group; its leader is not reaped before its end is delivered, so the number cannot be another's yet.
+
+        False: nobody is there to get it.
+        """
         if instance.running is None or instance.running.pidfd < 0:
-            return
+            return False
         try:
             signal.pidfd_send_signal(instance.running.pidfd, 0)
-            os.killpg(instance.running.pid, getattr(signal, effect.name))
+            os.killpg(instance.running.pid, getattr(signal, name))
         except ProcessLookupError:
-            pass  # it has ended; the news is on its way
+            return False  # it has ended; the news is on its way
         except PermissionError:
-            pass  # it has become another user's, who may not be ours to signal; kill_timeout follows
+            return False  # it has become another user's, who may not be ours to signal; kill_timeout follows
+        return True
+
+    def tell(self, instance: Instance, name: str) -> bool:
+        """A signal to its program alone, which knows what to do with it. False: it does not run."""
+        running = instance.running
+        if instance.pid is None or running is None or running.pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(running.pidfd, getattr(signal, name))
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def replace(self, old: Instance, new: Instance) -> None:
+        """`new`, which ran beside it, takes the place of `old`, which is to be stopped."""
+        self.beside.discard(new)
+        self.beside.add(old)
+        new.beside, old.beside = False, True
+        new.stops = old.stops
+        self.instances[new.name] = new
+        self._mark(new)
+        for one in (old, new):
+            self.triggers.update(one)
+
+    def _ask(self, instance: Instance, _effect: machine.Ask) -> None:
+        def answered(failure: str | None) -> None:
+            if failure is not None:
+                self.diagnose(f"{instance.name}: stop_command {failure}; kill_signal is sent instead")
+                self.deliver(instance, machine.Unasked())
+
+        try:
+            # What takes longer than kill_timeout is killed with the rest.
+            self._send(instance, launch.stop_command(instance), instance.life.policy.kill_timeout + 1, answered)
+        except _EXPECTED as error:
+            reason = _reason(error)
+            self.loop.soon(lambda: answered(reason))
 
     def _kill(self, instance: Instance, _effect: machine.Kill) -> None:
         if instance.running is not None:
-            self._cells.kill(instance.spawn_id, instance.running)
+            self.cells.kill(instance.spawn_id, instance.running)
+        for errand in list(instance.errands):
+            errand.cancel()
 
     def _sweep(self, instance: Instance, _effect: machine.Sweep) -> None:
         spawn_id = instance.spawn_id
 
         def emptied() -> None:
-            if instance.spawn_id == spawn_id and instance.life.phase is Phase.SWEEPING:
+            if instance.spawn_id == spawn_id and machine.is_swept(instance.life):
                 self._drain(instance)
 
-        if self._cells.when_empty(spawn_id, instance.running, emptied):
+        if self.cells.when_empty(spawn_id, instance.running, emptied):
             emptied()
 
     def _drain(self, instance: Instance) -> None:
         spawn_id = instance.spawn_id
 
         def drained() -> None:
-            if instance.spawn_id == spawn_id and instance.life.phase is Phase.SWEEPING:
+            if instance.spawn_id == spawn_id and machine.is_swept(instance.life):
+                tail = self.last_words(instance) if has_tale(instance.life) else ()
                 self._clear(instance)
-                self.deliver(instance, machine.Gone())
+                self.deliver(instance, machine.Gone(tail))
 
         streams, instance.streams = (
             instance.streams,
@@ -376,38 +495,43 @@ class Supervisor:
         if streams is None:
             self.loop.soon(drained)
         else:
-            self._pumps.drain(streams, drained)
+            self.pumps.drain(streams, drained)
 
     def _clear(self, instance: Instance) -> None:
         """Gives back what a spawn took: nothing of it runs any more."""
+        for errand in list(instance.errands):
+            errand.cancel()
         if instance.running is not None:
-            self._unattend(instance.running)
+            self.unattend(instance.running)
             if instance.running.pidfd >= 0:
                 os.close(instance.running.pidfd)
             instance.running = None
         if instance.streams is not None:
-            self._pumps.drain(instance.streams, lambda: None)
+            self.pumps.drain(instance.streams, lambda: None)
             instance.streams = None
         if instance.spawn_id:
-            self._manager.forget(instance.spawn_id)
-            self._cells.remove(instance.spawn_id)
+            self.manager.forget(instance.spawn_id)
+            self.cells.remove(instance.spawn_id)
 
     def reap_orphans(self) -> None:
         """On SIGCHLD: collects processes that came to us because their parents ended. An instance's own end is taken as news."""
+        until = self.loop.time() + _REAP_TURN
         while True:
+            if self.loop.time() > until:
+                self.loop.soon(self.reap_orphans)
+                break
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 break
             if info is None:
                 break
-            instance = self._by_pid.get(info.si_pid)
-            if instance is not None:
-                self._exited(instance, instance.spawn_id)
+            ended = self._children.get(info.si_pid)
+            if ended is not None:
+                ended()
             else:
-                with contextlib.suppress(
-                    ChildProcessError
-                ):  # the thread that checks a new version waits for a child of its own
+                # The thread that checks a new version waits for a child of its own.
+                with contextlib.suppress(ChildProcessError):
                     os.waitpid(info.si_pid, os.WNOHANG)
 
     # Time and checks
@@ -416,7 +540,7 @@ class Supervisor:
         self._disarm(instance, machine.Disarm((effect.timer,)))
         instance.timers[effect.timer] = self.loop.after(effect.seconds, lambda: self._fired(instance, effect.timer))
 
-    def _fired(self, instance: Instance, timer: machine.Timer) -> None:
+    def _fired(self, instance: Instance, timer: Kind) -> None:
         instance.timers.pop(timer, None)
         self.deliver(instance, machine.Fired(timer))
 
@@ -428,149 +552,70 @@ class Supervisor:
 
     def _probe(self, instance: Instance, effect: machine.Probe) -> None:
         check = effect.check
-        url = placeholders.expand(str(getattr(instance.definition, check.value) or ""), instance.scope)
+        liveness = check is Check.LIVENESS
+        seconds = float(instance.definition.liveness_timeout) if liveness else _PROBE_TIMEOUT
 
         def answered(failure: str | None) -> None:
             instance.probing = None
-            self.deliver(instance, machine.Passed(check) if failure is None else machine.Failed(check))
+            failure = failure or self._foreign(instance, check)
+            self.deliver(instance, machine.Passed(check) if failure is None else machine.Failed(check, failure))
 
         self._end_probe(instance)
-        instance.probing = probe(self.loop, url, _PROBE_TIMEOUT, answered)
+        try:
+            command = launch.check(instance, check)
+            if command is not None:
+                instance.probing = self._send(instance, command, seconds, answered)
+            else:
+                url = instance.filled(str(getattr(instance.definition, check.value) or ""))
+                instance.probing = probe(self.loop, url, seconds, answered)
+        except _EXPECTED as error:
+            reason = _reason(error)
+            instance.probing = self.loop.after(0, lambda: answered(reason))
+
+    def _foreign(self, instance: Instance, check: Check) -> str | None:
+        """Of a copy beside another: why what has answered the check may not have been the copy (W12)."""
+        if not instance.beside:
+            return None
+        target = checks.parse(instance.filled(str(getattr(instance.definition, check.value) or "")))
+        if target.scheme == "exec" or listens(self.members(instance), target.port):
+            return None
+        return f"port {target.port} is answered by another process, the new one does not listen there"
+
+    def _send(
+        self, instance: Instance, what: spawn.Launch, seconds: float, done: Callable[[str | None], None]
+    ) -> Errand:
+        """Runs a command beside the instance's program. Raises what prevents that."""
+        report = self.report(f"{instance.spawn_id}.{len(instance.errands)}")
+        procs = self.cells.procs(instance.spawn_id)
+
+        def reaped(errand: Errand) -> None:
+            instance.errands.discard(errand)
+            self._children.pop(errand.process.pid, None)
+
+        errand = Errand(self.loop, what, procs, report, seconds, done, reaped)
+        instance.errands.add(errand)
+        self._children[errand.process.pid] = errand.ended
+        return errand
 
     def _end_probe(self, instance: Instance, _effect: machine.EndProbe | None = None) -> None:
         if instance.probing is not None:
             instance.probing.cancel()
             instance.probing = None
 
-    # An agent before us
-
-    def restore(self, records: Iterable[Record], kept: Mapping[str, list[int]]) -> list[Instance]:
-        """Takes over what an earlier agent left; `kept` are the descriptors that survived it.
-
-        Gives the instances that it was about to start again when it died, in the middle of a restart or a roll.
-        """
-        left = dict(kept)
-        cells = set(self._cells.spawn_ids())
-        cut_off = []
-        for record in records:
-            if record.wanted and is_cut_off(record.life):
-                cut_off.append(record.name)
-            self._reserve(record.spawn_id)
-            cells.discard(record.spawn_id)
-            if record.boot == self._boot:
-                self._adopt(record, left.pop(record.spawn_id, []))
-            elif record.project is not None:
-                instance = self._from_record(record)
-                instance.spawn_id = ""
-                instance.redefine(record.definition)
-                self.add(instance)
-            else:
-                self._removed.add(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
-        for spawn_id in {*left, *cells}:
-            self._reserve(spawn_id)
-            self._end_strangers(spawn_id, left.get(spawn_id, []), lambda: None)
-        self.flush()
-        return [self.instances[name] for name in cut_off if name in self.instances]
-
-    def _reserve(self, spawn_id: str) -> None:
-        """No spawn to come gets this id, also when the number of the last one could not be stored."""
-        if spawn_id.isalnum():
-            self._next_spawn = max(self._next_spawn, int(spawn_id, 36) + 1)
-
-    def _from_record(self, record: Record) -> Instance:
-        instance = Instance(
-            record.name, record.process, record.number, record.count, record.project, record.definition, record.path
-        )
-        instance.wanted, instance.life, instance.spawn_id = record.wanted, record.life, record.spawn_id
-        return instance
-
-    def _adopt(self, record: Record, fds: list[int]) -> None:
-        instance = self.add(self._from_record(record))
-        pipes = [fd for fd in fds if _is_pipe(fd)]
-        pidfds = [fd for fd in fds if fd not in pipes]
-        phase = record.life.phase
-        if phase in _GONE_WITH_PROCESS:
-            if record.spawn_id and (fds or phase in (Phase.SPAWNING, Phase.ABORTING)):
-                # It died between the intent and the record of a spawn: whatever came of it is ended, and the start begins anew.
-                self._end_strangers(record.spawn_id, fds, lambda: self._revive(instance))
-            else:
-                self._revive(instance)
-            return
-        if not pidfds and record.pid is not None:
-            pidfds = _opened(record.pid)
-        alive = bool(pidfds) and record.pid is not None and spawn.start_time(record.pid) == record.start_time
-        instance.streams = self._pumps.reopen(record.spawn_id, (pipes[0], pipes[1]) if len(pipes) == 2 else None)
-        if record.pid is not None:
-            instance.running = Process(record.pid, record.start_time or 0, pidfds[0] if pidfds else -1)
-        self._attend(instance)
-        if phase is Phase.SWEEPING:
-            if instance.running is not None:
-                self._unattend(instance.running)  # its end is known already
-            self._revive(instance)
-        elif alive:
-            self._revive(instance)
-        else:
-            if phase in (Phase.STOPPING, Phase.KILLING):
-                self._revive(instance)  # kill_timeout goes on for what it leaves behind
-            self._ended(instance, self._unseen_end(instance, record))
-
-    def _unseen_end(self, instance: Instance, record: Record) -> End:
-        """How an instance ended while no agent ran."""
-        if instance.running is not None and instance.running.pidfd >= 0:
-            self._unattend(instance.running)
-            return self._end_of(instance.running)
-        return self._ends().get((record.pid or 0, record.start_time or 0)) or End(Cause.UNKNOWN)
-
-    def _end_strangers(self, spawn_id: str, fds: Iterable[int], then: Callable[[], None]) -> None:
-        """Ends whatever came of a spawn that was never recorded, gives back what it took (`fds`), and then calls `then`."""
-
-        def ended() -> None:
-            streams = self._pumps.reopen(spawn_id, None)
-            if streams is not None:
-                self._pumps.drain(streams, lambda: None)
-            for fd in fds:
-                os.close(fd)
-            self._manager.forget(spawn_id)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._report(spawn_id))
-            then()
-
-        if self._cells.root is not None:
-            self._cells.end(spawn_id, ended)
-            return
-
-        def find() -> list[int]:
-            return list(cells_room.spawned_with(environment.SPAWN_ID, self._mark_of(spawn_id)))
-
-        cells_room.kill_all(find)
-        if self._cells.when_none(find, ended):
-            ended()
-
-    def _revive(self, instance: Instance) -> None:
-        if self.instances.get(instance.name) is not instance:
-            return  # removed meanwhile
-        instance.life, effects = machine.revived(instance.life, self.loop.time())
-        self._carry_out(instance, effects)
-
     def handles(self) -> dict[str, list[int]]:
         """The descriptors of every running instance, by spawn id: what an upgrade in place carries over."""
         found: dict[str, list[int]] = {}
-        for instance in self.instances.values():
+        for instance in (*self.instances.values(), *self.beside):
+            for errand in list(instance.errands):
+                errand.abandon()
             if instance.running is not None:
                 pipes = list(instance.streams.read_fds) if instance.streams is not None else []
                 found[instance.spawn_id] = [fd for fd in (*pipes, instance.running.pidfd) if fd >= 0]
         return found
 
 
-def _opened(pid: int) -> list[int]:
-    try:
-        return [os.pidfd_open(pid)]
-    except ProcessLookupError:
-        return []
-
-
-def _is_pipe(fd: int) -> bool:
-    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+def _reason(error: Exception) -> str:
+    return error.problems[0].message if isinstance(error, DefinitionError) else str(error)
 
 
 def _base36(number: int) -> str:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Callable, Protocol
 
+from .loop import Loop, Timer
+
 
 class Wait(Protocol):
     def begin(self, resume: Callable[[Any], None]) -> None:
@@ -83,11 +85,38 @@ class Task:
         return self.result
 
 
-class All:
-    """Waits for several tasks, which run side by side; the answer is the list of them."""
+class Pace:
+    """For work of many small pieces: where its time is `over()`, it yields the pace, and so lets other news have their turn first."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, loop: Loop, seconds: float = 0.005) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._until = loop.time() + seconds
+        self._timer: Timer | None = None
+
+    def over(self) -> bool:
+        return self._loop.time() >= self._until
+
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        def go_on() -> None:
+            self._until = self._loop.time() + self._seconds
+            resume(None)
+
+        # Not `soon`, which may still be in this turn: descriptors come before timers.
+        self._timer = self._loop.after(0, go_on)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class All:
+    """Runs several tasks side by side, begun a slice at a time; the answer is the list of them, once all are done."""
+
+    def __init__(self, loop: Loop, tasks: Sequence[Task]) -> None:
+        self._pace = Pace(loop)
         self._tasks = tasks
+        self._begun = 0
         self._left = len(tasks)
         self._resume: Callable[[Any], None] | None = None
 
@@ -95,12 +124,21 @@ class All:
         self._resume = resume
         if not self._tasks:
             resume(self._tasks)
-        for task in self._tasks:
-            task.begin(self._one)
+        self._begin_some()
 
     def cancel(self) -> None:
+        self._pace.cancel()
         for task in self._tasks:
             task.cancel()
+
+    def _begin_some(self, _turn: Any = None) -> None:
+        while self._begun < len(self._tasks):
+            if self._pace.over():
+                self._pace.begin(self._begin_some)
+                return
+            task = self._tasks[self._begun]
+            self._begun += 1
+            task.start().begin(self._one)
 
     def _one(self, _task: Any) -> None:
         self._left -= 1

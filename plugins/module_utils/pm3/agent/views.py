@@ -5,31 +5,25 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..model import placeholders, rows
 from ..model.definition import FIELDS, Definition
-from ..model.machine import End, Phase
-from ..model.order import natural
+from ..model.life import Phase
 from ..model.plan import MASK
 from .instance import Instance
 from .output import last_lines
 from .store import Revision
 from .supervisor import Supervisor
+from .usage import Used
 
 Document = dict[str, Any]
 
 
-def ordered(instances: Iterable[Instance]) -> list[Instance]:
-    return sorted(instances, key=lambda one: natural(one.name))
-
-
-def process(instance: Instance, now: float, statistics: bool = True) -> Document:
+def process(supervisor: Supervisor, instance: Instance, used: Used | None) -> Document:
     """A pm3 process object: optional keys are left out, not null (spec: pm3.md, section 6.4)."""
-    life = instance.life
+    life, now = instance.life, supervisor.loop.time()
     shown: Document = {
         "name": instance.name,
         "pid": instance.pid,
@@ -40,31 +34,37 @@ def process(instance: Instance, now: float, statistics: bool = True) -> Document
         "process": instance.process,
         "project": instance.project,
         "phase": life.phase.value,
+        "since": supervisor.moment(life.since),
         "total_restarts": life.total_restarts,
-        "last_exit": end(life.end),
+        "last_exit": end(supervisor, instance),
     }
-    if statistics and instance.pid is not None:
-        shown.update(_statistics(instance.pid))
+    if used is not None and instance.pid is not None:
+        shown.update(used._asdict())
     return {key: value for key, value in shown.items() if value is not None}
 
 
-def detail(supervisor: Supervisor, instance: Instance) -> Document:
+def detail(supervisor: Supervisor, instance: Instance, used: Used | None) -> Document:
     """pm3's detail object of one instance."""
     definition = instance.definition
-    out, err = supervisor.logs(instance.name)
+    out, err = supervisor.logs(instance)
     env = {key: _filled(value, instance) for key, value in definition.env.items()}
     shown = {
-        **process(instance, supervisor.loop.time()),
+        **process(supervisor, instance, used),
         "command": definition.command,
         "cwd": definition.cwd,
         "user": definition.user,
         "env": {**env, **dict.fromkeys(definition.secrets, MASK)} or None,
-        "stdout_log": out,
-        "stderr_log": err,
+        "stdout_log": out.path,
+        "stderr_log": err.path,
         "readiness_check": _filled(definition.readiness_check, instance),
         "readiness_timeout": definition.readiness_timeout if definition.readiness_check else None,
         "health_check": _filled(definition.health_check, instance),
         "depends_on": list(definition.depends_on) or None,
+        "exit_code": instance.life.end.code if instance.life.end is not None else None,
+        "max_memory": definition.max_memory,
+        "cron_restart": definition.cron_restart,
+        "watch_trouble": supervisor.triggers.trouble(instance),
+        "lost_bytes": sum(instance.streams.lost) or None if instance.streams is not None else None,
     }
     return {key: value for key, value in shown.items() if value is not None}
 
@@ -74,21 +74,23 @@ def _filled(text: str | None, instance: Instance) -> str | None:
     return placeholders.expand(text, instance.scope) if text is not None else None
 
 
-def snapshot(supervisor: Supervisor, instance: Instance, log_lines: int) -> Document:
+def snapshot(supervisor: Supervisor, instance: Instance, used: Used | None, log_lines: int) -> Document:
     """Everything that a module wants of an instance; null where there is nothing."""
-    out, err = supervisor.logs(instance.name)
+    out, err = supervisor.logs(instance)
     shown = {
-        **{"pid": None, "group": None, "project": None, "last_exit": None},
-        **process(instance, supervisor.loop.time()),
+        **{"pid": None, "group": None, "project": None, "last_exit": None, "since": None},
+        **process(supervisor, instance, used),
         "number": instance.number,
         "count": instance.count,
         "wanted": instance.wanted,
-        "stdout_log": out,
-        "stderr_log": err,
+        "stdout_log": out.path,
+        "stderr_log": err.path,
     }
     if log_lines:
         secrets = list(instance.definition.secrets.values())
-        shown["log_tail"] = [rows.masked(line, secrets) for path in (out, err) for line in last_lines(path, log_lines)]
+        shown["log_tail"] = [
+            rows.masked(line, secrets) for log in (out, err) for line in last_lines(log.path, log_lines)
+        ]
     return shown
 
 
@@ -105,10 +107,20 @@ def revision(one: Revision) -> Document:
     return {"revision": one.revision, "label": one.label, "at": one.at, "changed": list(one.changed)}
 
 
-def end(one: End | None) -> Document | None:
+def end(supervisor: Supervisor, instance: Instance) -> Document | None:
+    """How the last process of an instance ended; its last lines without secrets."""
+    one = instance.life.end
     if one is None:
         return None
-    return {"cause": one.cause.value, "code": one.code, "signal": one.signal, "message": str(one)}
+    secrets = list(instance.definition.secrets.values())
+    return {
+        "cause": one.cause.value,
+        "code": one.code,
+        "signal": one.signal,
+        "message": rows.masked(str(one), secrets),
+        "at": supervisor.moment(one.at),
+        "log_tail": [rows.masked(line, secrets) for line in one.tail],
+    }
 
 
 def is_online(instance: Instance) -> bool:
@@ -122,37 +134,3 @@ def definitions(supervisor: Supervisor, projects: Mapping[str, Mapping[str, Defi
     }
     by_hand = {one.process: masked(one.definition) for one in supervisor.instances.values() if one.project is None}
     return {**shown, "": by_hand} if by_hand else shown
-
-
-def _statistics(pid: int) -> Document:
-    """CPU (percent of one CPU over its life) and resident memory, where psutil is there to tell."""
-    psutil = _psutil()
-    if psutil is None:
-        return {}
-    try:
-        found = psutil.Process(pid)
-        with found.oneshot():
-            times = found.cpu_times()
-            lived = max(0.001, time.time() - found.create_time())
-            return {
-                "cpu_percent": round(100 * (times.user + times.system) / lived, 1),
-                "memory_bytes": found.memory_info().rss,
-            }
-    except psutil.Error:
-        return {}
-
-
-def _psutil() -> Any:
-    """psutil comes from the host's distribution, in folders that we do not look into otherwise: the agent starts with -I -S."""
-    if "psutil" not in sys.modules:
-        if sys.flags.no_site:
-            import site
-
-            site.main()
-        try:
-            import psutil
-        except ImportError:
-            sys.modules["psutil"] = None  # type: ignore[assignment]
-        else:
-            return psutil
-    return sys.modules["psutil"]

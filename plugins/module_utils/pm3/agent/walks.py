@@ -16,16 +16,14 @@ from typing import Any, Callable
 from ..model import graph, machine
 from ..model import rows as result_rows
 from ..model.definition import Definition
-from ..model.machine import Phase
+from ..model.life import Phase, Policy
 from ..model.plan import Action, Change, Plan, State
 from .instance import Instance, has_completed
 from .loop import Timer
-from .output import last_lines
 from .supervisor import Supervisor
-from .tasks import All, Steps, Task
+from .tasks import All, Pace, Steps, Task
 
 _STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
-_TAIL = 10  # lines of output that a failed row quotes
 _LIVE = (Action.NONE, Action.UPDATED)  # actions that leave the process alone
 _STOPPED_MEANWHILE = "was stopped meanwhile"
 
@@ -135,13 +133,15 @@ class Apply:
     rows: dict[str, result_rows.Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
-    # `Instance.stops` of each instance that was there, as it began.
+    # `Instance.stops` of each instance that was there, as it was planned.
     stops: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stops = {name: instance.stops for name, instance in self.supervisor.instances.items()}
 
     def steps(self) -> Steps:
         """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
         changes = self.plan.rows
-        self.stops = {name: instance.stops for name, instance in self.supervisor.instances.items()}
         gone = [change for change in changes if change.action is Action.REMOVED]
         stopped = [change for change in changes if change.action is Action.STOPPED]
         yield from self._rest([*gone, *stopped])
@@ -158,8 +158,8 @@ class Apply:
             if self.failures:
                 break
             last = place == len(levels) - 1
-            tasks = [Task(self._process(of_process[name], last)).start() for name in level]
-            yield All(tasks)
+            tasks = [Task(self._process(of_process[name], last)) for name in level]
+            yield All(self.supervisor.loop, tasks)
             for task in tasks:
                 task.value()
         if self.patient:
@@ -196,9 +196,11 @@ class Apply:
                 self._update(change)
             else:
                 (fresh if self._is_down(change) else replaced).append(change)
-        if self.plan.state is State.STOPPED:
-            for change in fresh:
+        for change in list(fresh):
+            if change.rests or self.plan.state is State.STOPPED:
                 self._place(change, wanted=False)
+                fresh.remove(change)
+        if self.plan.state is State.STOPPED:
             return
         for change in fresh:
             if self._was_stopped(change):
@@ -222,7 +224,7 @@ class Apply:
 
     def _is_coming(self, change: Change) -> bool:
         instance = self.supervisor.instances.get(change.name)
-        return instance is not None and instance.life.phase in (Phase.SPAWNING, Phase.STARTING)
+        return instance is not None and instance.life.phase in (Phase.PREPARING, Phase.SPAWNING, Phase.STARTING)
 
     def _is_down(self, change: Change) -> bool:
         instance = self.supervisor.instances.get(change.name)
@@ -275,7 +277,8 @@ class Apply:
             return
         self._adopt(instance, change)
         if change.action is Action.UPDATED:
-            self.supervisor.deliver(instance, machine.Redefined(machine.Policy.of(change.definition)))
+            self.supervisor.deliver(instance, machine.Redefined(Policy.of(change.definition)))
+            self.supervisor.reconfigure(instance)
 
     def _adopt(self, instance: Instance, change: Change) -> None:
         if (
@@ -311,12 +314,12 @@ class Apply:
     def _fail(self, change: Change, instance: Instance, why: str) -> None:
         self.failures.append(change.name)
         made = result_rows.row(change, instance.life.status.value, instance.pid, instance.life.restarts)
-        self._tell(result_rows.failed(made, why, self.log_tail(instance)))
+        self._tell(result_rows.failed(made, why, self._last_words(instance)))
 
-    def log_tail(self, instance: Instance) -> list[str]:
-        """The last lines that it wrote since it was last started: to stderr, or if there are none, to stdout."""
-        (out, err), (out_start, err_start) = self.supervisor.logs(instance.name), instance.log_starts
-        lines = last_lines(err, _TAIL, since=err_start) or last_lines(out, _TAIL, since=out_start)
+    def _last_words(self, instance: Instance) -> list[str]:
+        """The output of its end, as it was told; of one that runs, the newest."""
+        end = instance.life.end
+        lines = end.tail if end is not None and instance.running is None else self.supervisor.last_words(instance)
         secrets = list(instance.definition.secrets.values())
         return [result_rows.masked(line, secrets) for line in lines]
 
@@ -328,26 +331,36 @@ class Apply:
 def why_failed(instance: Instance) -> str:
     life = instance.life
     if life.phase is Phase.UNHEALTHY:
-        return (
-            f"did not become ready: {life.checks[0].value} has not passed in time"
-            if life.checks
-            else "did not become ready"
-        )
+        check = f"{life.checks[0].value} has not passed in time" if life.checks else "it is unhealthy"
+        return f"did not become ready: {check}" + (f" ({life.complaint})" if life.complaint else "")
     if not instance.wanted:
         return _STOPPED_MEANWHILE
     return str(life.end) if life.end is not None else f"is {life.status.value}"
 
 
-def stop_in_order(supervisor: Supervisor, instances: Iterable[Instance]) -> Steps:
-    """Stops instances, dependents before what they depend on. Gives those that did not come to rest: they resist SIGKILL."""
+def stop_in_order(
+    supervisor: Supervisor, instances: Iterable[Instance], allowed: Judgement = lambda instance: True
+) -> Steps:
+    """Stops instances, dependents before what they depend on. Gives those that did not come to rest: they resist SIGKILL.
+
+    `allowed` is asked of each when its turn comes."""
     resisting: list[Instance] = []
     for level in reversed(levels_of(instances)):
-        supervisor.deliver_all(level, machine.Stop())
-        patience = max((one.life.policy.kill_timeout for one in level), default=0.0) + _STUCK
-        rested = yield Until(supervisor, level, rests, patience)
+        told = yield from _deliver(supervisor, level, machine.Stop(), allowed)
+        rested = yield Until(supervisor, told, rests, patience(told))
         if not rested:
-            resisting += [one for one in level if not rests(one)]
+            resisting += [one for one in told if not rests(one)]
     return resisting
+
+
+def patience(instances: Iterable[Instance]) -> float:
+    """Seconds in which all of them come to rest, unless one resists SIGKILL: for a stop, and for the hook after it."""
+    longest = 0.0
+    for instance in instances:
+        policy = instance.life.policy
+        hooks = policy.hook_timeout + _STUCK if policy.post_stop else 0.0
+        longest = max(longest, policy.kill_timeout + hooks)
+    return longest + _STUCK
 
 
 def start_in_order(
@@ -358,10 +371,27 @@ def start_in_order(
 ) -> Steps:
     """Starts instances level by level. One that fails does not keep the others down: they may well do without it for a while."""
     for level in levels_of(instances):
-        # Somebody may have stopped or removed one since the walk began (I3).
-        wanted = [one for one in level if one.wanted and supervisor.instances.get(one.name) is one and allowed(one)]
-        supervisor.deliver_all(wanted, event)
-        yield Until(supervisor, wanted, is_ready)
+        told = yield from _deliver(
+            supervisor,
+            level,
+            event,
+            # Somebody may have stopped or removed one since the walk began (I3).
+            lambda one: one.wanted and supervisor.instances.get(one.name) is one and allowed(one),
+        )
+        yield Until(supervisor, told, is_ready)
+
+
+def _deliver(supervisor: Supervisor, instances: Iterable[Instance], event: machine.Event, allowed: Judgement) -> Steps:
+    """Tells instances of an event, a slice at a time; gives those that were told."""
+    pace = Pace(supervisor.loop)
+    told = []
+    for instance in instances:
+        if pace.over():
+            yield pace
+        if allowed(instance):
+            supervisor.deliver(instance, event)
+            told.append(instance)
+    return told
 
 
 def levels_of(instances: Iterable[Instance]) -> list[list[Instance]]:

@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 
 class Agent:
     def __init__(self, data_dir: str) -> None:
-        self._data_dir = data_dir
+        self.data_dir = data_dir
         self._client = Client(data_dir)
 
     def request(self, document: Document, on_row: Callable[[Document], Any] | None = None) -> Document:
@@ -51,9 +51,9 @@ class Agent:
             return ask()
         except ClientError as error:
             # Absent means that nothing was sent, so asking again asks once.
-            if error.reason != "absent" or paths.managed(self._data_dir) is not None:
+            if error.reason != "absent" or paths.managed(self.data_dir) is not None:
                 raise
-        start(self._data_dir)
+        start(self.data_dir)
         return ask()
 
 
@@ -87,7 +87,7 @@ def _outlasts_keeper(data_dir: str) -> bool:
 
     False when no keeper is left, True when the agent answers.
     """
-    if _keeper(data_dir) is None:
+    if keeper_of(data_dir) is None:
         return False
     from ..agent.inotify import CREATE, MODIFY, Inotify
 
@@ -96,7 +96,7 @@ def _outlasts_keeper(data_dir: str) -> bool:
     try:
         news.watch(os.fsencode(data_dir), CREATE | MODIFY)  # an agent writes its pid file when it answers
         while True:
-            keeper = _keeper(data_dir)
+            keeper = keeper_of(data_dir)
             if keeper is None:
                 return False
             if _answers(data_dir):
@@ -126,7 +126,7 @@ def _wait_for_end(pid: int, news: int, deadline: float) -> None:
         os.close(ended)
 
 
-def _keeper(data_dir: str) -> int | None:
+def keeper_of(data_dir: str) -> int | None:
     """The pid of the keeper that holds `data_dir`, or None."""
     try:
         lock = os.open(os.path.join(data_dir, "keeper.lock"), os.O_RDWR | os.O_CLOEXEC)

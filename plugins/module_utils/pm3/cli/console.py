@@ -45,6 +45,12 @@ class Console:
     def success(self, text: str) -> None:
         self.line(self.paint(text, GREEN))
 
+    def note(self, text: str) -> None:
+        """Beside the answer: where stdout belongs to something else."""
+        self._out.flush()
+        self._err.write(text + "\n")
+        self._err.flush()
+
     def warning(self, text: str) -> None:
         self._beside("warning:", text, YELLOW)
 
@@ -81,9 +87,10 @@ class Console:
 
 def place(problem: Mapping[str, Any]) -> str:
     """A problem of an error reply as one line; as the model's `Problem` says it."""
-    table = f"[{problem['table']}]" if problem.get("table") is not None else None
-    where = " ".join(part for part in (table, problem.get("field")) if part)
-    return ": ".join(part for part in (problem.get("file"), where, problem.get("message")) if part)
+    from ..model.problems import Problem
+
+    texts = {name: problem.get(name) for name in ("file", "table", "field")}
+    return str(Problem(str(problem.get("message") or ""), **texts))
 
 
 def any_text(stream: TextIO) -> None:

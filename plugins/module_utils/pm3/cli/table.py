@@ -8,6 +8,7 @@ Columns, labels, their order and the units are pm3's (spec: pm3.md, section 5.2)
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
@@ -44,7 +45,11 @@ def details(info: Mapping[str, Any], paint: Paint) -> list[str]:
     status = str(info.get("status"))
     lines = [f"{printable(info['name'])}: {paint(status, _STATUS_COLOURS.get(status, GREY))}"]
     for label, value in _labelled(info):
-        if isinstance(value, Mapping):
+        if label == "last_exit":
+            last = info["last_exit"]
+            lines.append(f"  {label}: {printable(value)}")
+            lines += [f"    | {printable(line)}" for line in last.get("log_tail") or ()]
+        elif isinstance(value, Mapping):
             lines.append(f"  {label}:")
             lines += [f"    {printable(key)}={printable(value[key])}" for key in sorted(value, key=natural)]
         else:
@@ -62,6 +67,7 @@ def _labelled(info: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         ("cpu", _percent(info.get("cpu_percent"))),
         ("memory", size(info.get("memory_bytes"))),
         ("uptime", _uptime(info)),
+        ("since", moment(info.get("since"))),
         ("restarts", info.get("restarts", 0)),
         ("total_restarts", info.get("total_restarts")),
         ("last_exit", _last_exit(info.get("last_exit"))),
@@ -70,6 +76,8 @@ def _labelled(info: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         ("env", info.get("env")),
         ("stdout_log", info.get("stdout_log")),
         ("stderr_log", info.get("stderr_log")),
+        ("lost_bytes", info.get("lost_bytes") or None),
+        ("watch_trouble", info.get("watch_trouble")),
         ("readiness_check", info.get("readiness_check")),
         ("readiness_timeout", f"{timeout}s" if timeout is not None else None),
         ("health_check", info.get("health_check")),
@@ -100,6 +108,18 @@ def duration(seconds: Any) -> str:
     if hours:
         return f"{hours}h {minute}m"
     return f"{minutes}m {second}s" if minutes else f"{second}s"
+
+
+def moment(seconds: Any) -> str | None:
+    """Seconds since the epoch as a local date and time; a text as it is."""
+    if isinstance(seconds, str):
+        return seconds
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        return None
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
 
 
 def printable(value: Any) -> str:
@@ -136,6 +156,11 @@ def _uptime(process: Mapping[str, Any]) -> str:
 def _last_exit(last: Any) -> str | None:
     if not isinstance(last, Mapping):
         return None
+    at = moment(last.get("at"))
+    return _how(last) + (f", at {at}" if at else "")
+
+
+def _how(last: Mapping[str, Any]) -> str:
     if last.get("message"):
         return str(last["message"])
     if last.get("signal") is not None:

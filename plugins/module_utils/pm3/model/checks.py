@@ -1,34 +1,45 @@
 # Copyright (c) 2026, pm3.fleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a check knocks: `http://host[:port][/path]`, the same with https, or `tcp://host:port`."""
+"""Where a check knocks: `http://host[:port][/path]`, the same with https, `tcp://host:port`, or `exec://command`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from . import words
 from .problems import Unfit
 
 _TARGET = re.compile(
     r"(https?|tcp)://(\[[0-9A-Fa-f:.%]+\]|[^\s/:?#\[\]@]+)(?::([0-9]{1,5}))?((?:[/?][^\s#]*)?)(?:#\S*)?"
 )
+EXEC = "exec://"
 _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
 class Target:
-    scheme: str  # http, https or tcp
+    scheme: str  # http, https or tcp; exec is a command, and has no target
     host: str  # without the brackets of IPv6
     port: int
     path: str = "/"  # with the query; "" for tcp
 
 
+def command(check: str) -> list[str] | None:
+    """The words of an `exec://` check, None for another. Raises `Unfit`."""
+    return words.split(check[len(EXEC) :]) if check.startswith(EXEC) else None
+
+
 def parse(url: str) -> Target:
     """The target that `url` names. Raises `Unfit`."""
+    if command(url) is not None:
+        return Target("exec", "", 0)
     found = _TARGET.fullmatch(url)
     if found is None:
-        raise Unfit(f"expected http://host:port/path, https://host/path or tcp://host:port, found {url!r}")
+        raise Unfit(
+            f"expected http://host:port/path, https://host/path, tcp://host:port or exec://command, found {url!r}"
+        )
     scheme, host, port, path = found.groups()
     if scheme == "tcp" and (port is None or path):
         raise Unfit(f"expected tcp://host:port, found {url!r}")

@@ -108,17 +108,87 @@ class Definition:
     stop_exit_codes: tuple[int, ...] = _row(
         kinds.EXIT_CODES, Effect.HOT, "Exit codes after which it is not restarted.", ()
     )
+    autostart: bool = _row(
+        kinds.BOOLEAN, Effect.NONE, "Whether an instance that is new starts at once, or waits to be started.", True
+    )
     kill_signal: str = _row(
         kinds.SIGNAL, Effect.HOT, "Signal that asks the instance's process group to stop.", "SIGTERM"
     )
     kill_timeout: float = _row(kinds.MILLISECONDS, Effect.HOT, "How long a stop may take before SIGKILL.", 5000)
+    stop_command: str | None = _row(
+        kinds.HOOK, Effect.HOT, "Shell command that stops the instance, instead of kill_signal; it gets PM3_PID."
+    )
+    reload_signal: str | None = _row(
+        kinds.SIGNAL, Effect.HOT, "Signal by which the program reads its own files anew; pm3 reload then sends it."
+    )
+    pre_start: str | None = _row(
+        kinds.HOOK, Effect.RESTART, "Shell command that runs before every start; if it fails, the start does."
+    )
+    post_stop: str | None = _row(
+        kinds.HOOK, Effect.HOT, "Shell command that runs after every end, whatever the reason was."
+    )
+    hook_timeout: float = _row(kinds.SECONDS, Effect.HOT, "How long pre_start or post_stop may take.", 300)
     readiness_check: str | None = _row(
-        kinds.URL, Effect.HOT, "Must pass before the instance counts as online and dependents start."
+        kinds.CHECK, Effect.HOT, "Must pass before the instance counts as online and dependents start."
     )
     readiness_timeout: float = _row(kinds.SECONDS, Effect.HOT, "How long readiness_check may take to pass.", 30)
     health_check: str | None = _row(
-        kinds.URL, Effect.HOT, "Checked after readiness, before the instance counts as online."
+        kinds.CHECK, Effect.HOT, "Checked after readiness, before the instance counts as online."
     )
+    liveness_check: str | None = _row(
+        kinds.CHECK, Effect.HOT, "Checked again and again while the instance is online; one that hangs is restarted."
+    )
+    liveness_interval: float = _row(kinds.SECONDS, Effect.HOT, "Time between two liveness checks.", 10)
+    liveness_timeout: float = _row(kinds.SECONDS, Effect.HOT, "How long one liveness check may take.", 2)
+    liveness_failures: int = _row(
+        kinds.POSITIVE, Effect.HOT, "Liveness checks that fail in a row before the instance is restarted.", 3
+    )
+    liveness_successes: int = _row(
+        kinds.POSITIVE, Effect.HOT, "Liveness checks that pass in a row before earlier failures are forgotten.", 1
+    )
+    max_memory: int | None = _row(
+        kinds.SIZE, Effect.HOT, "Memory of all its processes together above which the instance is restarted."
+    )
+    watch: bool | str = _row(
+        kinds.WATCH, Effect.HOT, "Restart when files change: true for those in cwd, or a path relative to it.", False
+    )
+    watch_ignore: tuple[str, ...] = _row(
+        kinds.PATTERNS, Effect.HOT, "Names and globs (*.tmp, cache/**) that watch leaves out.", ()
+    )
+    cron_restart: str | None = _row(
+        kinds.CRON,
+        Effect.HOT,
+        "When to restart, or start again what has ended: cron's five fields, or six with seconds first; local time, or that of TZ in env.",
+    )
+    umask: str | None = _row(
+        kinds.UMASK, Effect.RESTART, "Permissions that files made by the program do not get, in octal."
+    )
+    nice: int | None = _row(kinds.NICE, Effect.RESTART, "Scheduling priority, from -20 (first) to 19 (last).")
+    limits: Mapping[str, str] = _row(
+        kinds.LIMITS, Effect.RESTART, 'Resource limits, such as { nofile = 65536, core = "unlimited" }.', {}
+    )
+    tty: bool = _row(
+        kinds.BOOLEAN, Effect.RESTART, "Whether stdout is a terminal, for programs that buffer without one.", False
+    )
+    stdout_file: str | None = _row(
+        kinds.PATH, Effect.RESTART, "File for stdout, relative to cwd; default in the agent's logs folder."
+    )
+    stderr_file: str | None = _row(
+        kinds.PATH, Effect.RESTART, "File for stderr, relative to cwd; default in the agent's logs folder."
+    )
+    log_format: str = _row(
+        kinds.one_of("raw", "json"), Effect.HOT, "Output as it comes, or one JSON record per line.", "raw"
+    )
+    log_date_format: str | None = _row(
+        kinds.DATE_FORMAT, Effect.HOT, "Time before every line of output, in the notation of strftime."
+    )
+    log_max_size: int = _row(kinds.SIZE, Effect.HOT, "Size at which a log is rotated; 0 means never.", 10 * 1024 * 1024)
+    log_max_age: float = _row(kinds.SECONDS, Effect.HOT, "Age at which a log is rotated; 0 means never.", 0)
+    log_keep: int = _row(kinds.COUNT, Effect.HOT, "Rotated logs that are kept of each stream.", 3)
+    log_total_size: int = _row(
+        kinds.SIZE, Effect.HOT, "Bytes that the rotated logs of one stream may hold together; 0 means any number.", 0
+    )
+    log_compress: bool = _row(kinds.BOOLEAN, Effect.HOT, "Whether rotated logs are compressed.", False)
 
     def data(self) -> dict[str, Any]:
         """What was said, as plain JSON values: fields that differ from their default."""
@@ -144,6 +214,14 @@ def _fields() -> dict[str, Field]:
 
 FIELDS: dict[str, Field] = _fields()
 
+_NEEDS = {  # fields that mean nothing without another
+    "readiness_timeout": "readiness_check",
+    "liveness_interval": "liveness_check",
+    "liveness_timeout": "liveness_check",
+    "liveness_failures": "liveness_check",
+    "liveness_successes": "liveness_check",
+}
+_NEVER_ZERO = ("readiness_timeout", "liveness_interval", "liveness_timeout", "hook_timeout", "max_memory")
 _OVERLAY = "env_"
 _MOST_SECONDS = 100  # a bare number below it, where milliseconds are meant, was probably thought of as seconds
 _NAME_BYTES = 200  # leaves room for "-out.log.gz" and an instance number in a file name of 255 bytes
@@ -190,15 +268,34 @@ def parse(name: str, table: Any) -> tuple[Definition | None, list[Problem]]:
     for row in FIELDS.values():
         if row.required and table.get(row.name) is None:
             problem("missing; every process needs one", row.name)
-    if table.get("readiness_timeout") is not None and table.get("readiness_check") is None:
-        problem("needs a readiness_check that it can limit", "readiness_timeout")
-    if values.get("readiness_timeout") == 0:
-        problem("expected more than 0 seconds", "readiness_timeout")
+    for needy, needed in _NEEDS.items():
+        if table.get(needy) is not None and table.get(needed) is None:
+            problem(f"needs a {needed}", needy)
+    for field in _NEVER_ZERO:
+        if values.get(field) == 0:
+            problem("expected more than 0", field)
+    for field, message in _files_unfit(values):
+        problem(message, field)
     if problems:
         return None, problems
     if overlays:
         values["environments"] = dict(sorted({**values.get("environments", {}), **overlays}.items()))
     return Definition(name, **values), []
+
+
+def _files_unfit(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What cannot be with stdout_file and stderr_file: a log has one stream that fills it."""
+    named = {field: values[field] for field in ("stdout_file", "stderr_file") if field in values}
+    found = []
+    if len(named) == 2 and len(set(named.values())) == 1:
+        found.append(("stderr_file", "expected another file than stdout_file: each stream has its own"))
+    if values.get("instances", 1) != 1:
+        found += [
+            (field, "names one file for several instances; put @{instance} or @{name} in it")
+            for field, file in named.items()
+            if not {"instance", "name"} & placeholders.used(file)
+        ]
+    return found
 
 
 def name_unfit(name: Any) -> str | None:
@@ -253,17 +350,21 @@ def located(definition: Definition, base: str | None) -> tuple[Definition, list[
 
     def absolute(path: str, root: str | None, field: str) -> str:
         if not path.startswith("/") and root is None:
-            problems.append(
-                Problem(
-                    "a relative path needs a base: give an absolute one, or chdir", table=definition.name, field=field
-                )
-            )
+            message = "a relative path needs a base: give an absolute one, or chdir"
+            problems.append(Problem(message, table=definition.name, field=field))
             return path
-        return posixpath.normpath(posixpath.join(root or "/", path))
+        joined = posixpath.join(root or "/", path)
+        return joined if "@{" in path else posixpath.normpath(joined)  # what is in the braces is no path
 
     cwd = absolute(definition.cwd, base, "cwd") if definition.cwd is not None else base
-    files = tuple(absolute(path, cwd, "env_file") for path in definition.env_file)
-    return dataclasses.replace(definition, cwd=cwd, env_file=files), problems
+    found: dict[str, Any] = {"env_file": tuple(absolute(path, cwd, "env_file") for path in definition.env_file)}
+    for field in ("stdout_file", "stderr_file", "watch"):
+        path = getattr(definition, field)
+        if isinstance(path, str):
+            found[field] = absolute(path, cwd, field)
+    if definition.watch is True and cwd is None:
+        problems.append(Problem("needs a cwd that it can watch, or chdir", table=definition.name, field="watch"))
+    return dataclasses.replace(definition, cwd=cwd, **found), problems
 
 
 def overlaid(definitions: Mapping[str, Definition], overlay: str | None) -> dict[str, Definition]:
@@ -277,6 +378,9 @@ def overlaid(definitions: Mapping[str, Definition], overlay: str | None) -> dict
         raise DefinitionError([Problem(f"unknown environment: '{overlay}'{hint}")])
     result = {}
     for name, definition in definitions.items():
+        if not definition.environments:
+            result[name] = definition
+            continue
         env = (
             {**definition.env, **definition.environments.get(overlay or "", {})}
             if overlay is not None
@@ -288,6 +392,16 @@ def overlaid(definitions: Mapping[str, Definition], overlay: str | None) -> dict
 
 def uses_count(definition: Definition) -> bool:
     """Whether its instances are told the number of instances by a placeholder, so that scaling changes each of them."""
-    texts = [definition.command, *definition.env.values()]
-    texts += [check for check in (definition.readiness_check, definition.health_check) if check]
-    return any("count" in placeholders.used(text) for text in texts)
+    return any(
+        "count" in placeholders.used(text)
+        for row in FIELDS.values()
+        if row.kind.placed
+        for text in _texts(getattr(definition, row.name))
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a field's value."""
+    if isinstance(value, str):
+        return [value]
+    return list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else []

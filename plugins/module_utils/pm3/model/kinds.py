@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import checks, placeholders, words
+from . import checks, cron, patterns, placeholders, words
 from .problems import Unfit, nearest
 
 SIGNALS = frozenset(
@@ -55,6 +55,13 @@ SIGNALS = frozenset(
 U32, U64 = 2**32 - 1, 2**64 - 1
 
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # in arguments and environments, and in UTF-8
+LIMIT_NAMES = (  # prlimit(1)
+    *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
+    *("rttime", "sigpending", "stack"),
+)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LONGEST_SIZE, _LONGEST_DATE = 30, 100  # characters
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -66,6 +73,8 @@ class Kind:
     words: str  # "a text", "milliseconds": completes "expected …"
     check: Callable[[Any], Any]
     choices: tuple[str, ...] = ()
+    placed: bool = False  # its texts may contain placeholders
+    written: Callable[[Any], Any] = lambda value: value  # a canonical value as a person would write it
 
 
 def _of(value: Any) -> str:
@@ -139,11 +148,104 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(sorted(set(_texts(value))))
 
 
+def _path(value: Any) -> str:
+    placeholders.used(_filled_text(value))
+    return text(value)
+
+
 def _files(value: Any) -> tuple[str, ...]:
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)):
         raise _expected("a string or an array of strings", value)
-    return tuple(_filled_text(item) for item in listed)
+    return tuple(_path(item) for item in listed)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _expected("true or false", value)
+    return value
+
+
+def _watch(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        return _path(value) if isinstance(value, str) else value
+    raise _expected("true, false or a path", value)
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    return tuple(patterns.check(item) for item in _texts(value))
+
+
+def _cron(value: Any) -> str:
+    return cron.check(text(value))
+
+
+def _hook(value: Any) -> str:
+    placeholders.used(_filled_text(value))
+    return text(value)
+
+
+def size(value: Any) -> int:
+    """Bytes, from their number or from a text such as `"512M"`: powers of 1024."""
+    if isinstance(value, str):
+        found = _SIZE.fullmatch(value.strip())
+        if found is None:
+            raise Unfit('expected a size such as "512K", "300M" or "1.5G"')
+        value = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if len(value) < _LONGEST_SIZE else U64 + 1
+    return _integer(value, 0, U64)
+
+
+def _size_written(value: Any) -> Any:
+    for unit in "TGMK":
+        if value and value % _UNITS[unit] == 0:
+            return f"{value // _UNITS[unit]}{unit}"
+    return value
+
+
+def _date_format(value: Any) -> str:
+    from datetime import datetime  # only who needs it pays for it
+
+    written = datetime(2000, 1, 1).strftime(_filled_text(value))
+    if not written or len(written) > _LONGEST_DATE or not written.isprintable():
+        raise Unfit("expected a time in the notation of strftime that makes one short line, such as %Y-%m-%d %H:%M:%S")
+    return text(value)
+
+
+def _umask(value: Any) -> str:
+    if isinstance(value, int):
+        raise Unfit('expected octal digits in quotes, such as "022"')
+    if not re.fullmatch("0*[0-7]{1,3}", text(value)):
+        raise Unfit(f'expected octal digits such as "022", found {value!r}')
+    return format(int(value, 8), "03o")
+
+
+def _limits(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _expected("a table of limits", value)
+    result = {}
+    for name in sorted(value, key=str):
+        if name not in LIMIT_NAMES:
+            meant = nearest(str(name), LIMIT_NAMES)
+            raise Unfit(f"{name}: unknown limit" + (f"; did you mean {meant}?" if meant else ""))
+        result[str(name)] = _limit(str(name), value[name])
+    return result
+
+
+def _limit(name: str, value: Any) -> str:
+    said = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    parts = said.split(":") if isinstance(said, str) else []
+    parts = ["unlimited" if part in ("unlimited", "infinity") else part for part in parts]
+    numbers = [int(part) if part.isdecimal() and len(part) < 20 else U64 for part in parts]
+    if not 1 <= len(parts) <= 2 or not all(
+        one != "" and (one == "unlimited" or number < U64) for one, number in zip(parts, numbers)
+    ):
+        raise Unfit(f'{name}: expected a number, "unlimited" or "soft:hard"')
+    if len(parts) == 1:
+        parts *= 2
+        numbers *= 2
+    if numbers[0] > numbers[1]:
+        raise Unfit(f"{name}: the soft limit may not be above the hard one")
+    return ":".join(parts)
 
 
 def _integer(value: Any, least: int, most: int) -> int:
@@ -209,7 +311,7 @@ def _user(value: Any) -> str:
     return text(value)
 
 
-def _url(value: Any) -> str:
+def _check(value: Any) -> str:
     checks.parse(placeholders.expand(_placed_text(value), placeholders.Scope(0, 1, "process", "name", "project")))
     return text(value)
 
@@ -228,18 +330,29 @@ def one_of(*allowed: str) -> Kind:
 
 
 TEXT = Kind("a text", _filled_text)
-COMMAND = Kind("a program and its arguments (no shell)", _command)
-PATH = Kind("a path", _filled_text)
-FILES = Kind("a path or a list of paths", _files)
+COMMAND = Kind("a program and its arguments (no shell)", _command, placed=True)
+HOOK = Kind("a shell command", _hook, placed=True)
+PATH = Kind("a path", _path, placed=True)
+FILES = Kind("a path or a list of paths", _files, placed=True)
 NAMES = Kind("a list of process names", _names)
-ENVIRONMENT = Kind("a table of texts", _environment)
+ENVIRONMENT = Kind("a table of texts", _environment, placed=True)
 SECRETS = Kind("a table of texts", _secrets)
 OVERLAYS = Kind("a table of tables of texts", _overlays)
 INSTANCES = Kind('a whole number, "max", or a negative number (all CPUs but so many)', _instances)
+BOOLEAN = Kind("true or false", _boolean)
 COUNT = Kind("a whole number", lambda value: _integer(value, 0, U32))
+POSITIVE = Kind("a whole number from 1", lambda value: _integer(value, 1, U32))
+NICE = Kind("a whole number from -20 to 19", lambda value: _integer(value, -20, 19))
 EXIT_CODES = Kind("a list of exit codes", _exit_codes)
 SIGNAL = Kind("the name of a signal", _signal)
 MILLISECONDS = Kind('milliseconds, or a time such as "10s"', lambda value: duration(value, 1))
 SECONDS = Kind('seconds, or a time such as "2m"', lambda value: duration(value, 1000))
+SIZE = Kind('bytes, or a size such as "300M"', size, written=_size_written)
 USER = Kind('a user, "name" or "name:group"', _user)
-URL = Kind("http://…, https://… or tcp://host:port", _url)
+CHECK = Kind("http://…, https://…, tcp://host:port or exec://command", _check, placed=True)
+WATCH = Kind("true, false or a path", _watch, placed=True)
+PATTERNS = Kind("a list of names and globs", _patterns)
+CRON = Kind("a time in cron's notation", _cron)
+DATE_FORMAT = Kind("a time in strftime's notation", _date_format)
+UMASK = Kind("octal digits", _umask)
+LIMITS = Kind("a table of limits", _limits)

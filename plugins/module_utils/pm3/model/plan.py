@@ -20,6 +20,7 @@ from .definition import FIELDS, Definition, Effect, Field, uses_count
 from .problems import DefinitionError, Problem
 
 MASK = "********"
+_PLAIN = json.JSONEncoder(ensure_ascii=False)
 
 
 class State(str, enum.Enum):
@@ -84,6 +85,7 @@ class Change:
     reason: str = ""
     changes: tuple[FieldChange, ...] = ()
     before: Definition | None = None  # what it runs as now, where it exists
+    rests: bool = False  # it is not to be started, only to be there
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,13 @@ def plan(
     state: State = State.PRESENT,
     prune: bool = True,
     only: Collection[str] | None = None,
+    demanded: Collection[str] = (),
 ) -> Plan:
     """What has to happen so that `desired` is how `project` is.
 
     `actual` is every instance of the host; `current` the project's definitions as last applied (what `prune` compares with);
     `cpus` resolves `instances = "max"`. With `only`, processes that it does not name are left alone, and nothing is pruned; nor is
-    anything without a project.
+    anything without a project. `demanded` are processes that a person has named: they start without `autostart`, too.
     Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
     """
     current = current or {}
@@ -142,7 +145,8 @@ def plan(
     rows: list[Change] = []
     for level in graph.levels(graph.of(chosen)):
         for name in level:
-            rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus))
+            starts = chosen[name].autostart or name in demanded or state is State.RESTARTED
+            rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus, starts))
     pruned = {name for name in of_process if name not in desired} if prune else set()
     leaving = [row for row in rows if row.action is Action.REMOVED]
     leaving += _removed(of_process, pruned, "not defined any more")
@@ -168,6 +172,8 @@ def count_of(definition: Definition, cpus: int) -> int:
 def differences(before: Definition, after: Definition) -> tuple[FieldChange, ...]:
     """The fields of an instance that differ (the number of instances is none of its own fields), in the table's order."""
     found: list[FieldChange] = []
+    if before == after:
+        return ()
     secret = Secrets(before, after)
     for row in FIELDS.values():
         old, new = getattr(before, row.name), getattr(after, row.name)
@@ -200,7 +206,9 @@ class Secrets:
         return value
 
 
-def _process_rows(definition: Definition, existing: list[Actual], state: State, cpus: int) -> list[Change]:
+def _process_rows(
+    definition: Definition, existing: list[Actual], state: State, cpus: int, starts: bool
+) -> list[Change]:
     count = count_of(definition, cpus)
     found = {instance.name: instance for instance in existing}
     before = len(existing)
@@ -210,15 +218,18 @@ def _process_rows(definition: Definition, existing: list[Actual], state: State, 
     for name, number in instance_names(definition.name, count):
         instance = found.pop(name, None)
         if instance is None:
-            rows.append(Change(name, definition.name, number, count, Action.CREATED, definition, scaled or "new"))
+            reason = scaled or ("new" if starts else "new, and autostart is false")
+            rows.append(
+                Change(name, definition.name, number, count, Action.CREATED, definition, reason, rests=not starts)
+            )
         else:
-            rows.append(_kept(instance, definition, count, state, scaled))
+            rows.append(_kept(instance, definition, count, state, scaled, starts))
     for name in sorted(found, key=lambda left: found[left].number):
         rows.append(_leaving(found[name], surplus_reason))
     return rows
 
 
-def _kept(instance: Actual, definition: Definition, count: int, state: State, scaled: str) -> Change:
+def _kept(instance: Actual, definition: Definition, count: int, state: State, scaled: str, starts: bool) -> Change:
     """The row of an instance that exists and is to stay."""
     changes = differences(instance.definition, definition)
     action, reason = Action.NONE, ""
@@ -229,6 +240,8 @@ def _kept(instance: Actual, definition: Definition, count: int, state: State, sc
             action, reason = Action.STOPPED, "asked for"
         elif changes:
             action = Action.UPDATED
+    elif not instance.wanted and not starts:
+        action = Action.UPDATED if changes else Action.NONE
     elif not instance.wanted:
         action, reason = Action.STARTED, "was stopped"
     elif replaced or recounted:
@@ -297,4 +310,4 @@ def said(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {said(item)}" for key, item in value.items()) + "}"
     # As in TOML, on one line whatever is in it.
-    return json.dumps(value, ensure_ascii=False)
+    return _PLAIN.encode(value)

@@ -25,7 +25,7 @@ class Problem:
     def __str__(self) -> str:
         table = f"[{self.table}]" if self.table is not None else None
         place = " ".join(part for part in (table, self.field) if part)
-        return ": ".join(part for part in (self.file, place, self.message) if part)
+        return _line(": ".join(part for part in (self.file, place, self.message) if part))
 
 
 class DefinitionError(Exception):
@@ -42,6 +42,13 @@ class DefinitionError(Exception):
 
 class Unfit(ValueError):
     """A value that a field cannot take; the text says what the field expects instead."""
+
+
+def _line(text: str) -> str:
+    """`text` as one line that does nothing to a terminal, whatever names somebody made up."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -10,6 +10,7 @@ the server also to check. It checks shapes only; what definitions mean is the mo
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Callable
 
@@ -18,6 +19,9 @@ from .. import VERSION
 Document = dict[str, Any]
 
 PROTOCOL = 1  # told by hello; raised when an older client or agent would misunderstand the other
+_MOST_DIGITS = 400  # of a number: to read a million takes older Pythons a minute
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what neither the store nor the kernel could take
+_NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 LONGEST_REQUEST = 16 * 1024 * 1024  # bytes of a request's line; more is refused by the server
 
 
@@ -38,7 +42,11 @@ class Field:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    return isinstance(value, str) and not _NO_TEXT.search(value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and not _NO_PATH.search(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -50,9 +58,11 @@ def _is_tables(value: Any) -> bool:
 
 
 TEXT, TEXTS, FLAG, COUNT = "a string", "an array of strings", "true or false", "a whole number, 0 or more"
+PATH = "a string that can be a path"  # bytes that are not UTF-8 included, as half surrogate pairs
 SECONDS, TABLES, SECRETS = "a number, 0 or more", "an object of objects", "an object of objects of strings"
 _KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: _is_text,
+    PATH: _is_path,
     TEXTS: lambda value: isinstance(value, list) and all(map(_is_text, value)),
     FLAG: lambda value: isinstance(value, bool),
     COUNT: _is_count,
@@ -70,14 +80,14 @@ _APPLY = {
     "definitions": Field(TABLES, required=True),
     "secrets": Field(SECRETS, {}),
     "overlay": Field(TEXT),
-    "base": Field(TEXT),  # the folder that relative paths are relative to
+    "base": Field(PATH),  # the folder that relative paths are relative to
     "state": Field(TEXT, "present", choices=("present", "stopped", "restarted", "absent")),
     "prune": Field(FLAG, True),
     "only": Field(TEXTS),
     "label": Field(TEXT),
     "wait": Field(FLAG, True),
-    "path": Field(TEXT),
-    "file": Field(TEXT),  # how messages call the file that the definitions are from
+    "path": Field(PATH),
+    "file": Field(PATH),  # how messages call the file that the definitions are from
     **_WALK,
 }
 REQUESTS: dict[str, dict[str, Field]] = {
@@ -96,14 +106,29 @@ REQUESTS: dict[str, dict[str, Field]] = {
         **_NAMES,
         "env": Field(TEXT),
         "wait": Field(FLAG, False),
-        "path": Field(TEXT),
+        "path": Field(PATH),
         **_WALK,
     },
     "stop": {**_NAMES, **_WALK},
     "restart": {**_NAMES, **_WALK},
+    "reload": {**_NAMES, "path": Field(PATH), **_WALK},
+    "flush": _NAMES,
+    "signal": {"name": Field(TEXT, required=True), "signal": Field(TEXT, required=True)},
+    "save": {},
+    "resurrect": {"path": Field(PATH)},
+    "delete": {"names": Field(TEXTS, required=True)},
+    "doctor": {},
     "list": {},
     "info": {"name": Field(TEXT, required=True)},
-    "log": {"name": Field(TEXT), "lines": Field(COUNT, 15), "follow": Field(FLAG, False)},
+    "log": {
+        "name": Field(TEXT),
+        **_NAMES,
+        "lines": Field(COUNT, 15),
+        "follow": Field(FLAG, False),
+        "stream": Field(TEXT, choices=("out", "err")),  # none: both
+        "since": Field(SECONDS),  # since the epoch
+        "timestamps": Field(FLAG, False),
+    },
     "kill": {},
 }
 
@@ -116,7 +141,7 @@ def encode(document: Document) -> bytes:
 def decode(line: bytes) -> Document:
     """The object in a line. Raises `Malformed`."""
     try:
-        document = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+        document = json.loads(line.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
     except UnicodeDecodeError:
         raise Malformed("expected one JSON object in UTF-8, found bytes that are not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -160,6 +185,12 @@ def error(message: str, problems: Iterable[Any] = ()) -> Document:
     reply: Document = {"type": "error", "message": message}
     listed = [{"file": one.file, "table": one.table, "field": one.field, "message": one.message} for one in problems]
     return {**reply, "problems": listed} if listed else reply
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError("a number without end")
+    return int(text)
 
 
 def _no_number(text: str) -> None:

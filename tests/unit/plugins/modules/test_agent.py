@@ -140,8 +140,8 @@ def test_libraries_that_lack(tmp_path: Path) -> None:
     place = Place("user", str(tmp_path))
     folder = Path(_unpacked.folder(place, "x"))
     folder.mkdir(parents=True)
-    wanted = {"tomli": {"minimum": "2.0", "below": "3.11", "version": "2.5.0"}}
-    unknown = {"tomli": {"minimum": "2.0", "below": "3.11", "version": None}}
+    wanted = {"tomli": {"minimum": "2.0", "below": "3.11", "version": "2.5.0", "python": "3.8"}}
+    unknown = {"tomli": {"minimum": "2.0", "below": "3.11", "version": None, "python": ""}}
     assert _unpacked.lacks_library(place, "x", wanted, (3, 9))
     assert not _unpacked.lacks_library(place, "x", wanted, (3, 11))
     assert not _unpacked.lacks_library(place, "x", unknown, (3, 9))
@@ -149,3 +149,16 @@ def test_libraries_that_lack(tmp_path: Path) -> None:
     assert not _unpacked.lacks_library(place, "x", wanted, (3, 9))
     (folder / _unpacked.NOTE).write_text('{"tomli": "1.9"}')
     assert _unpacked.lacks_library(place, "x", wanted, (3, 9))
+
+
+def test_libraries_that_every_host_needs(tmp_path: Path) -> None:
+    place = Place("user", str(tmp_path))
+    folder = Path(_unpacked.folder(place, "x"))
+    folder.mkdir(parents=True)
+    wanted = {"cronsim": {"minimum": "2.6", "below": None, "version": "2.7", "python": "3.10"}}
+    for python in ((3, 10), (3, 14)):
+        assert _unpacked.lacks_library(place, "x", wanted, python)
+    # The controller has none that this one could use: no reason to upload again and again.
+    assert not _unpacked.lacks_library(place, "x", wanted, (3, 9))
+    (folder / _unpacked.NOTE).write_text('{"cronsim": "2.6"}')
+    assert not _unpacked.lacks_library(place, "x", wanted, (3, 14))

@@ -115,6 +115,12 @@ def test_the_version(pm3: Callable[..., Said], words: tuple[str, ...]) -> None:
         (("log", "--lines", "x"), "invalid int value: 'x'\n"),
         (("log", "--lines", "-3"), "error: --lines: expected a whole number, 0 or more\n"),
         (("apply", "--state", "gone"), "choose from"),
+        (("signal", "web"), "pm3 signal: error: the following arguments are required: SIG\n"),
+        (("save", "web"), "pm3 save: error: unrecognized arguments: web\n"),
+        (("delete",), "error: delete forgets processes, so it wants them named; --all means all of them\n"),
+        (("rm", "--json"), "error: delete forgets processes"),
+        (("delete", "web", "--all"), "not both\n"),
+        (("startup", "now"), "pm3 startup: error: unrecognized arguments: now\n"),
         (("apply", "--proj", "x"), "pm3 apply: error: unrecognized arguments"),
     ],
 )
@@ -253,15 +259,76 @@ def test_start_without_a_file(
     assert fake_agent.requests == []
 
 
-@pytest.mark.parametrize("name", ["stop", "restart"])
-def test_stop_and_restart(pm3: Callable[..., Said], fake_agent: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("stop", {}), ("restart", {}), ("reload", {"path": "/usr/bin:/bin"})],
+    ids=lambda value: str(value),
+)
+def test_stop_restart_and_reload(
+    pm3: Callable[..., Said], fake_agent: Any, shop: pathlib.Path, name: str, more: dict[str, str]
+) -> None:
     fake_agent.answers.update({name: [messages.success(f"{name}: web")], "list": [LISTED]})
     said = pm3(name, "web", "db")
     assert said.status == 0
     assert said.out.startswith(f"{name}: web\n┌")
     pm3(name)
-    assert fake_agent.requests[0] == {"type": name, "names": ["web", "db"]}
-    assert fake_agent.requests[2] == {"type": name}
+    assert fake_agent.requests[0] == {"type": name, "names": ["web", "db"], **more}
+    assert fake_agent.requests[2] == {"type": name, **more}
+    assert pm3(name, "--json").document == messages.success(f"{name}: web")
+    assert len(fake_agent.requests) == 5
+
+
+@pytest.mark.parametrize("name", ["delete", "rm", "remove"])
+def test_delete(pm3: Callable[..., Said], fake_agent: Any, name: str) -> None:
+    fake_agent.answers.update(delete=[messages.success("deleted: web")], list=[LISTED])
+    said = pm3(name, "web", "db")
+    assert (said.status, said.out.partition("┌")[0]) == (0, "deleted: web\n")
+    assert fake_agent.requests == [{"type": "delete", "names": ["web", "db"]}, {"type": "list"}]
+
+
+def test_delete_of_all_names_each_process_once(pm3: Callable[..., Said], fake_agent: Any) -> None:
+    listed = [{"name": "db"}, {"name": "web:0", "process": "web"}, {"name": "web:1", "process": "web"}]
+    processes = [{"status": "online", "restarts": 0, **one} for one in listed]
+    fake_agent.answers.update(
+        delete=[messages.success("deleted: db, web:0, web:1")],
+        list=[{"type": "process_list", "processes": processes}],
+    )
+    assert pm3("delete", "--all", "--json").document["message"] == "deleted: db, web:0, web:1"
+    assert fake_agent.requests == [{"type": "list"}, {"type": "delete", "names": ["db", "web"]}]
+    fake_agent.answers["list"] = [{"type": "process_list", "processes": []}]
+    assert pm3("delete", "--all", "--json").document == messages.success("deleted: ")
+    assert [one["type"] for one in fake_agent.requests] == ["list", "delete", "list"]  # no names would mean all
+
+
+@pytest.mark.parametrize(
+    ("words", "request_", "message"),
+    [
+        (("flush", "web", "db"), {"type": "flush", "names": ["web", "db"]}, "flushed logs: db, web"),
+        (("flush",), {"type": "flush"}, "flushed logs: db, web"),
+        (("signal", "web", "HUP"), {"type": "signal", "name": "web", "signal": "HUP"}, "sent HUP to 'web'"),
+        (("signal", "web", "SIGHUP"), {"type": "signal", "name": "web", "signal": "SIGHUP"}, "sent SIGHUP to 'web'"),
+        (("signal", "web", "usr1"), {"type": "signal", "name": "web", "signal": "USR1"}, "sent USR1 to 'web'"),
+        (("save",), {"type": "save"}, "saved 2 process(es) to dump file"),
+        (("resurrect",), {"type": "resurrect", "path": "/usr/bin:/bin"}, "resurrected: db, web"),
+    ],
+)
+def test_one_request_one_message(
+    pm3: Callable[..., Said],
+    fake_agent: Any,
+    shop: pathlib.Path,
+    words: tuple[str, ...],
+    request_: dict[str, Any],
+    message: str,
+) -> None:
+    fake_agent.answers[words[0]] = [messages.success(message)]
+    said = pm3(*words)
+    assert (said.status, said.out, said.err) == (0, f"{message}\n", "")
+    assert pm3(*words, "--json").document == messages.success(message)
+    assert fake_agent.requests == [request_, request_]
+    fake_agent.answers[words[0]] = [messages.error("it cannot be")]
+    said = pm3(*words)
+    assert (said.status, said.out, said.err) == (1, "", "error: it cannot be\n")
+    assert pm3(*words, "--json").document == messages.error("it cannot be")
 
 
 def test_an_error_reply_exits_1_and_shows_the_table(pm3: Callable[..., Said], fake_agent: Any) -> None:

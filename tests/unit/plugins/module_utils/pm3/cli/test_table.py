@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -158,3 +159,36 @@ def test_info_of_what_does_not_run() -> None:
 )
 def test_the_last_exit(last: dict[str, Any], said: str) -> None:
     assert f"  last_exit: {said}" in table.details(process("web", last_exit=last), plain)
+
+
+def test_what_a_newer_agent_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-2")
+    time.tzset()
+    last = {
+        "cause": "exit",
+        "code": 1,
+        "message": "exited with code 1",
+        "at": 86_400.5,
+        "log_tail": ["Traceback", "a\tb"],
+    }
+    info = process("web", last_exit=last, since=90_000, lost_bytes=17, watch_trouble="/srv: too many watches")
+    lines = table.details(info, plain)
+    assert lines[3:9] == [
+        "  uptime: -",
+        "  since: 1970-01-02 03:00:00",
+        "  restarts: 0",
+        "  last_exit: exited with code 1, at 1970-01-02 02:00:00",
+        "    | Traceback",
+        "    | a\\tb",
+    ]
+    assert lines[9:] == ["  lost_bytes: 17", "  watch_trouble: /srv: too many watches"]
+    assert not [line for line in table.details(process("web", lost_bytes=0), plain) if "lost" in line]
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, None), (True, None), ("today", "today"), (1e30, "1e+30"), ([], None)]
+)
+def test_moments_that_are_none(seconds: Any, said: str | None) -> None:
+    assert table.moment(seconds) == said

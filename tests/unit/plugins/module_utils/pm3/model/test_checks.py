@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.checks import Target, parse
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.checks import Target, command, parse
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import Unfit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +35,8 @@ def test_parse(url: str, target: Target) -> None:
         "",
         "localhost:80",
         "ftp://localhost",
-        "exec://true",
+        "exec://",
+        "exec://a 'b",
         "http://",
         "http:///path",
         "http://localhost:",
@@ -60,6 +61,12 @@ def test_what_is_no_target(url: str) -> None:
         parse(url)
 
 
+def test_a_check_may_be_a_command() -> None:
+    assert parse("exec:///usr/bin/pg_isready -q").scheme == "exec"
+    assert command("exec://is-ready --host 'a b'") == ["is-ready", "--host", "a b"]
+    assert command("tcp://localhost:80") is None
+
+
 @given(
     st.sampled_from(["http", "https", "tcp"]), st.from_regex(r"[a-z0-9.-]{1,9}", fullmatch=True), st.integers(1, 65535)
 )
@@ -70,6 +77,6 @@ def test_scheme_host_and_port_come_back(scheme: str, host: str, port: int) -> No
 @given(st.one_of(st.text(), st.text().map("http://localhost".__add__), st.text().map("tcp://".__add__)))
 def test_any_text_is_a_target_or_unfit(url: str) -> None:
     try:
-        assert 1 <= parse(url).port <= 65535
+        assert 1 <= parse(url).port <= 65535 or parse(url).scheme == "exec"
     except Unfit:
         pass

@@ -74,6 +74,30 @@ BAD_URLS: list[tuple[Any, str]] = [
     ("tcp://localhost:@{port}", "expected @{instance}"),
     (80, "expected a string"),
 ]
+FLAGS: list[tuple[Any, Any]] = [(True, True), (False, False)]
+BAD_FLAGS: list[tuple[Any, str]] = [("yes", "expected true or false"), (1, "expected true or false, found an integer")]
+HOOKS: list[tuple[Any, Any]] = [
+    ("make && ./migrate | tee log", "make && ./migrate | tee log"),
+    ("a @{name}", "a @{name}"),
+]
+BAD_HOOKS: list[tuple[Any, str]] = [*BAD_TEXT, ("run @{port}", "expected @{instance}")]
+SIZES: list[tuple[Any, Any]] = [
+    (1048576, 1048576),
+    ("512", 512),
+    ("1K", 1024),
+    ("1.5 KB", 1536),
+    (" 300m ", 300 * 2**20),
+    ("2GiB", 2 * 2**30),
+]
+BAD_SIZES: list[tuple[Any, str]] = [
+    ("much", 'such as "512K"'),
+    ("-1M", 'such as "512K"'),
+    ("", 'such as "512K"'),
+    ("9" * 40, "whole number from 0"),
+    (1.5, "found a float"),
+    (True, "found a boolean"),
+    (-1, "from 0"),
+]
 GOOD: dict[str, list[tuple[Any, Any]]] = {
     "command": [
         ("node server.js", "node server.js"),
@@ -104,6 +128,38 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "readiness_check": URLS,
     "readiness_timeout": [(30, 30), ("2m", 120), ("500ms", 0.5), (0.5, 0.5), (2.0, 2)],
     "health_check": URLS,
+    "autostart": FLAGS,
+    "stop_command": HOOKS,
+    "reload_signal": [("HUP", "SIGHUP")],
+    "pre_start": HOOKS,
+    "post_stop": HOOKS,
+    "hook_timeout": [(300, 300), ("5m", 300)],
+    "liveness_check": URLS,
+    "liveness_interval": [(10, 10), ("500ms", 0.5)],
+    "liveness_timeout": [(2, 2), ("1m", 60)],
+    "liveness_failures": [(1, 1)],
+    "liveness_successes": [(3, 3)],
+    "max_memory": [*SIZES, (1, 1)],
+    "watch": [*FLAGS, ("src", "src"), ("/srv/@{name}", "/srv/@{name}")],
+    "watch_ignore": [(["*.tmp", "cache/**"], ("*.tmp", "cache/**")), ([], ())],
+    "cron_restart": [("0 3 * * 1", "0 3 * * 1"), ("*/3 * * * * *", "*/3 * * * * *")],
+    "umask": [("022", "022"), ("0077", "077"), ("0", "000")],
+    "nice": [(-20, -20), (0, 0), (19, 19)],
+    "limits": [
+        ({}, {}),
+        ({"nofile": 65536}, {"nofile": "65536:65536"}),
+        ({"nofile": "1024:infinity", "core": "unlimited"}, {"core": "unlimited:unlimited", "nofile": "1024:unlimited"}),
+    ],
+    "tty": FLAGS,
+    "stdout_file": [("/var/log/web.log", "/var/log/web.log"), ("out/@{name}", "out/@{name}")],
+    "stderr_file": [("web.err", "web.err")],
+    "log_format": [("raw", "raw"), ("json", "json")],
+    "log_date_format": [("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S"), ("%T", "%T")],
+    "log_max_size": [*SIZES, (0, 0)],
+    "log_max_age": [(0, 0), ("1d", 86400)],
+    "log_keep": [(0, 0), (30, 30)],
+    "log_total_size": [*SIZES, (0, 0)],
+    "log_compress": FLAGS,
 }
 BAD: dict[str, list[tuple[Any, str]]] = {
     "command": [
@@ -153,15 +209,55 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         (":g", '"name:group"'),
     ],
     "readiness_check": BAD_URLS,
-    "readiness_timeout": [(0, "expected more than 0 seconds"), ("0ms", "expected more than 0 seconds"), *BAD_DURATIONS],
+    "readiness_timeout": [(0, "expected more than 0"), ("0ms", "expected more than 0"), *BAD_DURATIONS],
     "health_check": BAD_URLS,
+    "autostart": BAD_FLAGS,
+    "stop_command": BAD_HOOKS,
+    "reload_signal": [("HOP", "did you mean SIGHUP?")],
+    "pre_start": BAD_HOOKS,
+    "post_stop": BAD_HOOKS,
+    "hook_timeout": [(0, "expected more than 0"), *BAD_DURATIONS],
+    "liveness_check": [*BAD_URLS, ("exec://", "nothing to run"), ("exec://a 'b", "closing single quote")],
+    "liveness_interval": [(0, "expected more than 0"), *BAD_DURATIONS],
+    "liveness_timeout": [(0, "expected more than 0"), *BAD_DURATIONS],
+    "liveness_failures": [(0, "from 1"), ("3", "found a string")],
+    "liveness_successes": [(0, "from 1"), (1.0, "found a float")],
+    "max_memory": [*BAD_SIZES, (0, "expected more than 0")],
+    "watch": [(1, "expected true, false or a path"), (["a"], "expected true, false or a path"), ("", "empty")],
+    "watch_ignore": [("*.tmp", "an array of strings"), ([1], "expected a string")],
+    "cron_restart": BAD_TEXT[:1],
+    "umask": [(22, 'octal digits in quotes, such as "022"'), ("9", "octal digits"), ("1777", "octal"), ("", "octal")],
+    "nice": [(-21, "from -20"), (20, "to 19"), ("5", "found a string")],
+    "limits": [
+        (5, "a table of limits"),
+        ({"nofiles": 5}, "nofiles: unknown limit; did you mean nofile?"),
+        ({"nofile": "many"}, "nofile: expected a number"),
+        ({"nofile": True}, "nofile: expected a number"),
+        ({"nofile": "2:1"}, "soft limit may not be above"),
+        ({"nofile": "1:2:3"}, "nofile: expected"),
+        ({"nofile": "unlimited:5"}, "soft limit may not be above"),
+    ],
+    "tty": BAD_FLAGS,
+    "stdout_file": BAD_HOOKS,
+    "stderr_file": BAD_HOOKS,
+    "log_format": [("text", "one of raw, json")],
+    "log_date_format": [*BAD_TEXT, ("%n", "one short line"), ("%T" * 100, "one short line")],
+    "log_max_size": BAD_SIZES,
+    "log_max_age": BAD_DURATIONS,
+    "log_keep": [(-1, "from 0"), ("3", "found a string")],
+    "log_total_size": BAD_SIZES,
+    "log_compress": BAD_FLAGS,
 }
+
+
+LIVENESS = ("interval", "timeout", "failures", "successes")
 
 
 def table(field: str, value: Any) -> dict[str, Any]:
     """A definition with that field, and whatever else it needs."""
-    needed = {"command": "run", **({"readiness_check": "tcp://localhost:1"} if field == "readiness_timeout" else {})}
-    return {**needed, field: value}
+    check = field.partition("_")[0] + "_check"
+    limits_one = field in ("readiness_timeout", *(f"liveness_{name}" for name in LIVENESS))
+    return {"command": "run", **({check: "tcp://localhost:1"} if limits_one else {}), field: value}
 
 
 def problems(tables: Any) -> list[Problem]:
@@ -237,8 +333,27 @@ def test_all_problems_come_at_once_with_their_places() -> None:
         ("web", "env"): "PORT: expected a string, found an integer; put the value in quotes",
         ("a/b", None): "invalid process name 'a/b': it may not contain / \\ : or ..",
         ("job", None): 'expected a table such as [web] with command = "…" in it',
-        ("api", "readiness_timeout"): "needs a readiness_check that it can limit",
+        ("api", "readiness_timeout"): "needs a readiness_check",
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "field", "words"),
+    [
+        ({"instances": 2, "stdout_file": "/var/log/web"}, "stdout_file", "put @{instance} or @{name} in it"),
+        ({"instances": "max", "stderr_file": "/var/log/@{process}"}, "stderr_file", "one file for several instances"),
+        (
+            {"stdout_file": "/var/log/web", "stderr_file": "/var/log/web"},
+            "stderr_file",
+            "another file than stdout_file",
+        ),
+    ],
+)
+def test_a_log_has_one_stream_that_fills_it(files: dict[str, Any], field: str, words: str) -> None:
+    (problem,) = problems({"web": {"command": "run", **files}})
+    assert problem.field == field
+    assert words in problem.message
+    load({"web": {"command": "run", "instances": 2, "stdout_file": "/var/log/@{name}"}})
 
 
 def test_problems_are_in_order_of_name() -> None:
@@ -350,9 +465,11 @@ def test_whatever_comes_over_the_wire_loads_or_is_refused(tables: Any) -> None:
 good = st.fixed_dictionaries(
     {"command": st.sampled_from([value for value, _canonical in GOOD["command"]])},
     optional={
-        field: st.sampled_from([value for value, _canonical in GOOD[field]]) for field in GOOD if field != "command"
+        field: st.sampled_from([value for value, _canonical in GOOD[field]])
+        for field in GOOD
+        if field not in ("command", "stdout_file", "stderr_file")
     },
-).map(lambda one: {"readiness_check": "tcp://localhost:1", **one})
+).map(lambda one: {"readiness_check": "tcp://localhost:1", "liveness_check": "exec://true", **one})
 
 
 @given(st.dictionaries(st.sampled_from("abc"), good, min_size=1))

@@ -303,13 +303,41 @@ OTHER: dict[str, Any] = {
     "readiness_check": "tcp://localhost:1",
     "readiness_timeout": 5,
     "health_check": "tcp://localhost:1",
+    "autostart": False,
+    "stop_command": "serve --stop",
+    "reload_signal": "HUP",
+    "pre_start": "make",
+    "post_stop": "rm -f web.pid",
+    "hook_timeout": "1m",
+    "liveness_check": "exec://web-is-alive",
+    "liveness_interval": 5,
+    "liveness_timeout": 1,
+    "liveness_failures": 5,
+    "liveness_successes": 2,
+    "max_memory": "300M",
+    "watch": True,
+    "watch_ignore": ["*.tmp"],
+    "cron_restart": "0 3 * * *",
+    "umask": "077",
+    "nice": 5,
+    "limits": {"nofile": 4096},
+    "tty": True,
+    "stdout_file": "/var/log/@{name}.out",
+    "stderr_file": "/var/log/@{name}.err",
+    "log_format": "json",
+    "log_date_format": "%T",
+    "log_max_size": "1M",
+    "log_max_age": "1d",
+    "log_keep": 9,
+    "log_total_size": "1G",
+    "log_compress": True,
 }
 
 
 @pytest.mark.parametrize("field", list(FIELDS))
 def test_what_changing_a_field_costs(field: str) -> None:
     """Whoever adds a row to the table says here how it may change; hot changes never restart."""
-    needed = {"readiness_check": "tcp://localhost:1"} if field == "readiness_timeout" else {}
+    needed = {check: "tcp://localhost:1" for check in ("readiness_check", "liveness_check") if check != field}
     before, after = web(instances=2, **needed), web(**{"instances": 2, **needed, field: OTHER[field]})
     for one, other in ((before, after), (after, before)):
         made = plan("shop", other, running(one), cpus=CPUS)

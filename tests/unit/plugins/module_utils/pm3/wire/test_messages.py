@@ -50,6 +50,10 @@ def test_a_checked_request_has_all_fields() -> None:
     assert messages.check({"type": "log", "name": None, "lines": 40, "colour": "red"}) == {
         "type": "log",
         "name": None,
+        "names": None,
+        "stream": None,
+        "since": None,
+        "timestamps": False,
         "lines": 40,
         "follow": False,
     }
@@ -82,7 +86,7 @@ def test_requests_of_pm3_are_understood(line: str) -> None:
     [
         ({}, "expected a request with its type, a string"),
         ({"type": ["list"]}, "expected a request with its type, a string"),
-        ({"type": "resurrect"}, "request type 'resurrect' is unknown to this agent (pm3 0.1.0)"),
+        ({"type": "frobnicate"}, "request type 'frobnicate' is unknown to this agent (pm3 0.1.0)"),
         ({"type": "info"}, "request info: name is missing; expected a string"),
         ({"type": "info", "name": None}, "request info: name is missing; expected a string"),
         ({"type": "info", "name": "a\0b"}, "request info: name: expected a string"),

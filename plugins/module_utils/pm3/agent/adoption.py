@@ -1,0 +1,158 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An agent before us: takes over the instances that it left, with their processes, pipes and timers, and ends what nobody knows.
+
+Works once, before the agent answers anybody; after that the supervisor goes on. A pid is believed only with its start time, in the
+boot in which it was written down (W30).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from typing import Callable
+
+from ..model import machine
+from ..model.life import Cause, End, Phase
+from . import cells, environment, spawn
+from .instance import Instance, is_cut_off
+from .spawn import Process
+from .store import Record
+from .supervisor import Supervisor
+
+_GONE_WITH_PROCESS = (Phase.DOWN, Phase.BACKOFF, Phase.SPAWNING, Phase.ABORTING)
+_HOOKS = (Phase.PREPARING, Phase.CLEANING)
+
+
+class Adoption:
+    def __init__(self, supervisor: Supervisor, boot: str) -> None:
+        self._supervisor = supervisor
+        self._boot = boot
+
+    def restore(self, records: Iterable[Record], kept: Mapping[str, list[int]]) -> list[Instance]:
+        """Takes over what an earlier agent left; `kept` are the descriptors that survived it.
+
+        Gives the instances that it was about to start again when it died, in the middle of a restart or a roll.
+        """
+        supervisor = self._supervisor
+        left = dict(kept)
+        unknown = set(supervisor.cells.spawn_ids())
+        cut_off = []
+        for record in records:
+            if record.wanted and is_cut_off(record.life):
+                cut_off.append(record.name)
+            supervisor.reserve(record.spawn_id)
+            unknown.discard(record.spawn_id)
+            if record.boot == self._boot:
+                self._adopt(record, left.pop(record.spawn_id, []))
+            elif record.project is not None:
+                instance = _from_record(record)
+                instance.spawn_id = ""
+                instance.redefine(record.definition)
+                supervisor.add(instance)
+            else:
+                supervisor.forget(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
+        for spawn_id in {*left, *unknown}:
+            supervisor.reserve(spawn_id)
+            self._end_strangers(spawn_id, left.get(spawn_id, []), lambda: None)
+        supervisor.flush()
+        return [supervisor.instances[name] for name in cut_off if name in supervisor.instances]
+
+    def _adopt(self, record: Record, fds: list[int]) -> None:
+        instance = self._supervisor.add(_from_record(record))
+        phase = record.life.phase
+        if phase in _GONE_WITH_PROCESS or (phase in _HOOKS and record.pid is None):
+            if record.spawn_id and (fds or phase in (Phase.SPAWNING, Phase.ABORTING, *_HOOKS)):
+                # It died between the intent and the record of a spawn: whatever came of it is ended, and the start begins anew.
+                self._end_strangers(record.spawn_id, fds, lambda: self._revive(instance, False))
+            else:
+                self._revive(instance, False)
+            return
+        pidfds = self._take_over(instance, record, fds)
+        alive = bool(pidfds) and record.pid is not None and spawn.start_time(record.pid) == record.start_time
+        if machine.is_swept(record.life):
+            if instance.running is not None:
+                self._supervisor.unattend(instance.running)  # its end is known already
+            self._revive(instance)
+        elif alive:
+            self._revive(instance)
+        else:
+            if phase in (Phase.STOPPING, Phase.KILLING):
+                self._revive(instance)  # kill_timeout goes on for what it leaves behind
+            self._supervisor.ended(instance, self._unseen_end(instance, record))
+
+    def _take_over(self, instance: Instance, record: Record, fds: list[int]) -> list[int]:
+        """Gives the instance its process and pipes again. Gives what pidfds there are of its process."""
+        pidfds = [fd for fd in fds if _is_pidfd(fd)]
+        pipes = [fd for fd in fds if fd not in pidfds]
+        if not pidfds and record.pid is not None:
+            pidfds = _opened(record.pid)
+        instance.streams = self._supervisor.pumps.reopen(record.spawn_id, pipes)
+        if record.pid is not None:
+            instance.running = Process(record.pid, record.start_time or 0, pidfds[0] if pidfds else -1)
+        self._supervisor.attend(instance)
+        return pidfds
+
+    def _unseen_end(self, instance: Instance, record: Record) -> End:
+        """How an instance ended while no agent ran."""
+        if instance.running is not None and instance.running.pidfd >= 0:
+            self._supervisor.unattend(instance.running)
+            return self._supervisor.end_of(instance.running)
+        known = self._supervisor.ends().get((record.pid or 0, record.start_time or 0))
+        return known or End(Cause.UNKNOWN)
+
+    def _end_strangers(self, spawn_id: str, fds: Iterable[int], then: Callable[[], None]) -> None:
+        """Ends whatever came of a spawn that was never recorded, gives back what it took (`fds`), and then calls `then`."""
+        supervisor = self._supervisor
+
+        def ended() -> None:
+            streams = supervisor.pumps.reopen(spawn_id, None)
+            if streams is not None:
+                supervisor.pumps.drain(streams, lambda: None)
+            for fd in fds:
+                os.close(fd)
+            supervisor.manager.forget(spawn_id)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(supervisor.report(spawn_id))
+            then()
+
+        if supervisor.cells.root is not None:
+            supervisor.cells.end(spawn_id, ended)
+            return
+
+        def find() -> list[int]:
+            return list(cells.spawned_with(environment.SPAWN_ID, supervisor.mark_of(spawn_id)))
+
+        cells.kill_all(find)
+        if supervisor.cells.when_none(find, ended):
+            ended()
+
+    def _revive(self, instance: Instance, running: bool = True) -> None:
+        if self._supervisor.instances.get(instance.name) is not instance:
+            return  # removed meanwhile
+        instance.life, effects = machine.revived(instance.life, self._supervisor.loop.time(), running)
+        self._supervisor.carry_out(instance, effects)
+
+
+def _from_record(record: Record) -> Instance:
+    instance = Instance(
+        record.name, record.process, record.number, record.count, record.project, record.definition, record.path
+    )
+    instance.wanted, instance.life, instance.spawn_id = record.wanted, record.life, record.spawn_id
+    return instance
+
+
+def _opened(pid: int) -> list[int]:
+    try:
+        return [os.pidfd_open(pid)]
+    except ProcessLookupError:
+        return []
+
+
+def _is_pidfd(fd: int) -> bool:
+    """Neither a pipe nor a terminal."""
+    mode = os.fstat(fd).st_mode
+    return not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode)

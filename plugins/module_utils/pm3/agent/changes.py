@@ -1,0 +1,267 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pm3's own changes: start, stop, restart, reload, signal, flush, delete, save, resurrect. One method each; its answer is pm3's sentence.
+
+What is started here without belonging to a project is ad hoc: it survives the agent's death, `kill` forgets it, and only `save` brings
+it over a reboot (spec: pm3.md, section 10).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable
+
+from ..model import kinds, loading, machine, rows
+from ..model.plan import Action, plan
+from ..model.problems import Unfit
+from ..wire import messages
+from . import dump, selection, walks
+from .instance import Instance
+from .projects import Projects, owner
+from .reload import Reload
+from .server import Client, Peer
+from .supervisor import Supervisor
+from .tasks import Steps
+from .work import Refused, Work
+
+Document = dict[str, Any]
+
+
+class Changes:
+    def __init__(self, supervisor: Supervisor, projects: Projects, work: Work, data_dir: str) -> None:
+        self._supervisor = supervisor
+        self._projects = projects
+        self._work = work
+        self._dump = os.path.join(data_dir, dump.NAME)
+
+    def start(self, request: Document, peer: Peer, client: Client) -> None:
+        running = {one.process for one in self._supervisor.instances.values()}
+        configs = loading.load(request["configs"], None, request["env"], elsewhere=running)
+        chosen = selection.with_dependencies(configs, selection.chosen(configs, request["names"]))
+        project = self._owner(chosen)
+
+        def steps() -> Steps:
+            if self._owner(chosen) != project:  # what went before it has changed that, so another turn is due
+                self.start(request, peer, client)
+                return
+            found = plan(
+                project,
+                {name: configs[name] for name in configs if name in chosen},
+                self._supervisor.actual(),
+                cpus=cpus(),
+                current=self._projects.definitions(project) if project else None,
+                prune=False,
+                demanded=chosen if request["names"] else (),
+            )
+            if project is not None and found.definitions != self._projects.definitions(project):
+                self._projects.keep(project, found, None, peer.uid)
+            before = set(self._supervisor.instances)
+            walk = walks.Apply(
+                self._supervisor,
+                found,
+                project,
+                request["path"],
+                patient=request["wait"],
+                on_row=progress(request, client),
+            )
+            made = yield from walk.steps()
+            self._forget_unprepared(row["name"] for row in made if row["name"] not in before)
+            client.finish(_started(made))
+
+        self._work.in_turn([project], chosen, steps, client)
+
+    def _owner(self, processes: Sequence[str]) -> str | None:
+        return owner(self._supervisor.instances.values(), processes)
+
+    def _forget_unprepared(self, names: Iterable[str]) -> None:
+        """What is new and ad hoc, and whose pre_start failed, never came to be (pinned; spec: pm3.md, section 3.3)."""
+        for name in names:
+            one = self._supervisor.instances.get(name)
+            if one is not None and one.project is None and walks.rests(one) and _is_unprepared(one):
+                self._supervisor.remove(one)
+
+    def stop(self, request: Document, _peer: Peer, client: Client) -> None:
+        targets = selection.with_dependents(self._supervisor, request["names"])
+        running = [one for one in targets if not walks.rests(one)]
+        self._unwant(targets)
+
+        def steps() -> Steps:
+            resisting = yield from self._stopped(targets)
+            client.finish(resisting or messages.success("stopped: " + _listed(running)))
+
+        self._work.run(steps, client)
+
+    def delete(self, request: Document, _peer: Peer, client: Client) -> None:
+        """Stops and forgets; what depends on it is stopped, as by a stop."""
+        if not request["names"]:
+            raise Refused("delete needs the names of what is to be forgotten")
+        leaving = selection.named(self._supervisor, request["names"])
+        targets = selection.with_dependents(self._supervisor, request["names"])
+        self._unwant(targets)
+
+        def steps() -> Steps:
+            resisting = yield from self._stopped(targets)
+            for one in leaving:
+                if walks.rests(one) and self._supervisor.instances.get(one.name) is one:
+                    self._supervisor.remove(one)
+            client.finish(resisting or messages.success("deleted: " + _listed(leaving)))
+
+        self._work.run(steps, client)
+
+    def _unwant(self, targets: Iterable[Instance]) -> None:
+        for one in targets:
+            self._supervisor.change(one, wanted=False, stops=one.stops + 1)
+
+    def _stopped(self, targets: Sequence[Instance]) -> Steps:
+        """Stops them, at once and in nobody's turn: a stop is obeyed whatever is under way. Gives an error reply, or None."""
+        # One that somebody has started since is left to run: the later word counts.
+        resisting = yield from walks.stop_in_order(self._supervisor, targets, lambda one: not one.wanted)
+        if resisting:
+            return messages.error(f"failed to stop '{_listed(resisting)}': it does not react to SIGKILL")
+        return None
+
+    def restart(self, request: Document, _peer: Peer, client: Client) -> None:
+        def steps() -> Steps:
+            targets = self._to_restart(request["names"])
+            for one in targets:
+                self._supervisor.change(one, wanted=True)
+            yield from walks.stop_in_order(self._supervisor, targets)
+            yield from walks.start_in_order(self._supervisor, targets, machine.Restart())
+            failed = [one for one in targets if one.wanted and walks.has_failed(one)]
+            if failed:
+                client.finish(messages.error("failed to restart " + _reasons(failed)))
+            else:
+                client.finish(messages.success("restarted: " + _listed(targets)))
+
+        self._in_turn_of(self._to_restart(request["names"]), steps, client)
+
+    def _to_restart(self, names: Sequence[str] | None) -> list[Instance]:
+        """What is named, and what depends on it; but a dependent that was stopped on purpose stays so (I3)."""
+        named = selection.named_or_all(self._supervisor, names)
+        dependents = [one for one in walks.with_dependents(self._supervisor, named) if one.wanted]
+        return selection.ordered({*named, *dependents})
+
+    def reload(self, request: Document, _peer: Peer, client: Client) -> None:
+        def steps() -> Steps:
+            targets = selection.named_or_all(self._supervisor, request["names"])
+            reload = Reload(self._supervisor, targets, request["path"])
+            yield from reload.steps()
+            failed = ", ".join(sorted(reload.failed))
+            why = "; ".join(f"{name} {reload.failed[name]}" for name in sorted(reload.failed))
+            if reload.failed and not reload.done:
+                client.finish(messages.error(f"reload failed: {failed} ({why})"))
+            else:
+                done = "reloaded: " + _listed(one for one in targets if one.name in reload.done)
+                client.finish(
+                    {**messages.success(done + f" (failed: {failed})" * bool(failed)), "failed": reload.failed}
+                )
+
+        self._in_turn_of(selection.named_or_all(self._supervisor, request["names"]), steps, client)
+
+    def _in_turn_of(self, targets: Sequence[Instance], steps: Callable[[], Steps], client: Client) -> None:
+        self._work.in_turn({one.project for one in targets}, {one.process for one in targets}, steps, client)
+
+    def signal(self, request: Document, _peer: Peer, client: Client) -> None:
+        name, said = request["name"], request["signal"]
+        try:
+            sent = kinds.SIGNAL.check(said)
+        except Unfit:
+            raise Refused(f"invalid signal: {said}") from None
+        silent = [one for one in selection.named(self._supervisor, [name]) if not self._supervisor.tell(one, sent)]
+        if silent:
+            raise Refused("; ".join(f"process '{one.name}' is not running" for one in silent))
+        client.finish(messages.success(f"sent {said} to '{name}'"))
+
+    def flush(self, request: Document, _peer: Peer, client: Client) -> None:
+        targets = selection.named_or_all(self._supervisor, request["names"])
+
+        def done(problems: list[str]) -> None:
+            said = "; ".join(problems)
+            client.finish(messages.error(said) if said else messages.success("flushed logs: " + _listed(targets)))
+
+        self._supervisor.empty_logs(targets, done)
+
+    def save(self, _request: Document, _peer: Peer, client: Client) -> None:
+        try:
+            count = dump.write(self._dump, selection.ordered(self._supervisor.instances.values()))
+        except OSError as error:
+            raise Refused(f"{self._dump} cannot be written: {error.strerror}") from None
+        client.finish(messages.success(f"saved {count} process{'es' * (count != 1)} to dump file"))
+
+    def resurrect(self, request: Document, _peer: Peer, client: Client) -> None:
+        saved = dump.read(self._dump, self._supervisor.diagnose)
+        if saved is None:
+            raise Refused("no dump file found")
+
+        def steps() -> Steps:
+            found = self.restored(saved, request["path"])
+            yield from walks.start_in_order(self._supervisor, found, machine.Start())
+            failed = [one for one in found if walks.has_failed(one)]
+            if failed:
+                client.finish(messages.error("failed to resurrect " + _reasons(failed)))
+            elif found:
+                client.finish(messages.success("resurrected: " + _listed(found)))
+            else:
+                client.finish(messages.success("all processes already running"))
+
+        self._work.in_turn([None], {one.process for one in saved}, steps, client)
+
+    def restored(self, saved: Iterable[Instance], path: str | None = None) -> list[Instance]:
+        """Puts saved instances into the table where their names are free. Gives those that are now to be started: none that was
+        saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved."""
+        found = []
+        for one in saved:
+            present = self._supervisor.instances.get(one.name)
+            if present is None:
+                present = self._supervisor.add(one)
+            if one.wanted and walks.rests(present):
+                self._supervisor.change(present, wanted=True, path=path or present.path)
+                found.append(present)
+        return selection.ordered(found)
+
+    def dumped(self) -> list[Instance]:
+        """What a fresh agent starts again, beside what its store holds."""
+        saved = dump.read(self._dump, self._supervisor.diagnose) or []
+        return self.restored(one for one in saved if one.name not in self._supervisor.instances)
+
+
+def cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def progress(request: Document, client: Client) -> Callable[[rows.Row], None]:
+    """What tells the client of each row as it is made, if it wants that."""
+    if not request["progress"]:
+        return lambda row: None
+    return lambda row: client.send({"type": "row", **row})
+
+
+def _is_unprepared(one: Instance) -> bool:
+    return one.life.end is not None and one.life.end.message.startswith("hook failed: pre_start")
+
+
+def _listed(instances: Iterable[Instance]) -> str:
+    return ", ".join(one.name for one in instances)
+
+
+def _reasons(failed: Iterable[Instance]) -> str:
+    return "; ".join(f"'{one.name}': {walks.why_failed(one)}" for one in failed)
+
+
+def _started(made: Sequence[rows.Row]) -> Document:
+    """pm3's answer to `start` (spec: pm3.md, section 3.3)."""
+    failed = [row for row in made if row["action"] == Action.FAILED.value]
+    if failed:
+        names = ", ".join(row["name"] for row in failed)
+        immediate = all("exited with code" in row["reason"] or "ended by signal" in row["reason"] for row in failed)
+        why = "process exited immediately" if immediate else "; ".join(sorted({row["reason"] for row in failed}))
+        detail = "; ".join(f"{row['name']} {row['reason']}" for row in failed)
+        return messages.error(f"failed to start '{names}': {why}" + (f" ({detail})" if immediate else ""))
+    started = [
+        row["name"]
+        for row in made
+        if row["changed"] and row["action"] != Action.REMOVED.value and row["status"] != "stopped"
+    ]
+    return messages.success("started: " + ", ".join(started) if started else "everything is already running")

@@ -1,0 +1,103 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reload: new processes of the same definitions, without a gap where that can be had (spec: pm3.md, section 3.12).
+
+A program that can read its files anew gets its `reload_signal`. One with a check gets a second copy beside it, which takes its place
+once the check has passed; a copy that does not come up is ended, and the old one never noticed. The check has to be answered by the
+copy itself, not by the old one on the same port (W12). Whatever has neither is restarted. In each process one instance at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..model import machine
+from ..model.life import Life, Phase, Policy
+from . import walks
+from .instance import Instance
+from .supervisor import Supervisor
+from .tasks import All, Steps, Task
+
+_STOPPED_MEANWHILE = "was stopped meanwhile"
+
+
+@dataclass
+class Reload:
+    supervisor: Supervisor
+    targets: Sequence[Instance]
+    path: str | None  # PATH for the new processes, where the request carried one
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # and why
+
+    def steps(self) -> Steps:
+        for level in walks.levels_of(self.targets):
+            of_process: dict[str, list[Instance]] = {}
+            for one in level:
+                of_process.setdefault(one.process, []).append(one)
+            tasks = [Task(self._each(instances)) for instances in of_process.values()]
+            yield All(self.supervisor.loop, tasks)
+            for task in tasks:
+                task.value()
+
+    def _each(self, instances: Sequence[Instance]) -> Steps:
+        for instance in instances:
+            if self.supervisor.instances.get(instance.name) is not instance:
+                continue  # removed meanwhile
+            if self.path is not None:
+                self.supervisor.change(instance, path=self.path)
+            why = yield from self._one(instance)
+            if why:
+                self.failed[instance.name] = why
+            else:
+                self.done.append(instance.name)
+
+    def _one(self, instance: Instance) -> Steps:
+        """Why it failed, or ""."""
+        runs = instance.pid is not None
+        if runs and instance.definition.reload_signal is not None:
+            return "" if self.supervisor.tell(instance, instance.definition.reload_signal) else "is not running"
+        if runs and instance.life.policy.checks:
+            return (yield from self._swap(instance))
+        return (yield from self._restart(instance))
+
+    def _restart(self, instance: Instance) -> Steps:
+        stops = instance.stops
+        self.supervisor.change(instance, wanted=True)
+        resisting = yield from walks.stop_in_order(self.supervisor, [instance])
+        if resisting:
+            return "does not react to SIGKILL"
+        if instance.stops != stops:
+            return _STOPPED_MEANWHILE
+        yield from walks.start_in_order(self.supervisor, [instance], machine.Restart())
+        return walks.why_failed(instance) if walks.has_failed(instance) else ""
+
+    def _swap(self, old: Instance) -> Steps:
+        stops = old.stops
+        new = self._copy(old)
+        self.supervisor.deliver(new, machine.Start())
+        yield walks.Until(self.supervisor, [new], walks.is_ready)
+        why = "" if new.life.phase is Phase.ONLINE else walks.why_failed(new)
+        if old.stops != stops or self.supervisor.instances.get(old.name) is not old:
+            why = _STOPPED_MEANWHILE
+        if why:
+            yield from self._end(new)
+            return why
+        self.supervisor.replace(old, new)
+        # It has not stopped, it goes on as another process: what post_stop would clear away is in use (W12).
+        old.life = replace(old.life, policy=replace(old.life.policy, post_stop=False))
+        yield from self._end(old)
+        return ""
+
+    def _copy(self, old: Instance) -> Instance:
+        new = Instance(old.name, old.process, old.number, old.count, old.project, old.definition, old.path)
+        life = old.life
+        new.life = Life(Policy.of(old.definition), restarts=life.restarts, total_restarts=life.total_restarts)
+        new.wanted, new.beside = True, True
+        self.supervisor.beside.add(new)
+        return new
+
+    def _end(self, leaving: Instance) -> Steps:
+        yield from walks.stop_in_order(self.supervisor, [leaving])
+        self.supervisor.beside.discard(leaving)

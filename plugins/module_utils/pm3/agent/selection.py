@@ -1,0 +1,77 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a name means: an instance, else a process with all its instances, else a group (spec: pm3.md, section 2). In every command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..model import graph
+from ..model.definition import Definition
+from ..model.order import natural
+from ..model.problems import nearest
+from . import walks
+from .instance import Instance
+from .supervisor import Supervisor
+from .work import Refused
+
+
+def ordered(instances: Iterable[Instance]) -> list[Instance]:
+    return sorted(instances, key=lambda one: natural(one.name))
+
+
+def named(supervisor: Supervisor, names: Iterable[str]) -> list[Instance]:
+    """The instances that names mean. Raises `Refused` for a name that is none."""
+    everything = supervisor.instances
+    found: dict[str, Instance] = {}
+    for name in names:
+        if name in everything:
+            matches = [everything[name]]
+        else:
+            matches = [one for one in everything.values() if one.process == name]
+            matches = matches or [one for one in everything.values() if one.definition.group == name]
+        if not matches:
+            known = {
+                word for one in everything.values() for word in (one.name, one.process, one.definition.group) if word
+            }
+            meant = nearest(name, known)
+            raise Refused(f"process or group not found: {name}" + (f"; did you mean {meant}?" if meant else ""))
+        found.update((one.name, one) for one in matches)
+    return ordered(found.values())
+
+
+def named_or_all(supervisor: Supervisor, names: Sequence[str] | None) -> list[Instance]:
+    return named(supervisor, names) if names else ordered(supervisor.instances.values())
+
+
+def with_dependents(supervisor: Supervisor, names: Sequence[str] | None) -> list[Instance]:
+    """What is named, and what depends on it."""
+    if not names:
+        return ordered(supervisor.instances.values())
+    return ordered(walks.with_dependents(supervisor, named(supervisor, names)))
+
+
+def chosen(configs: Mapping[str, Definition], names: Sequence[str] | None) -> list[str]:
+    """The processes that `start` names among those that it brings: by name, else by group."""
+    if not names:
+        return list(configs)
+    found: list[str] = []
+    for name in names:
+        matches = [name] if name in configs else [one for one in configs if configs[one].group == name]
+        if not matches:
+            raise Refused(f"process or group '{name}' not found in configs")
+        found.extend(matches)
+    return found
+
+
+def with_dependencies(configs: Mapping[str, Definition], names: Iterable[str]) -> list[str]:
+    """The processes and those of the same file that they need, so that each can be started on its own (W2)."""
+    found: dict[str, None] = {}
+    left = list(names)
+    while left:
+        name = left.pop(0)
+        if name in configs and name not in found:
+            found[name] = None
+            left.extend(graph.base(other) for other in configs[name].depends_on)
+    return sorted(found)

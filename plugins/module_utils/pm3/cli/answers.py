@@ -1,0 +1,50 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An answer of the agent, said to a person or a program: what all commands share. Gives exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Callable
+
+from ..wire import messages
+from ..wire.messages import Document
+from .autostart import Agent
+from .console import Console
+
+if TYPE_CHECKING:
+    from ..model.problems import DefinitionError
+
+Run = Callable[[argparse.Namespace, Agent, Console], int]
+
+
+def walked(request: Document, agent: Agent, console: Console) -> Document:
+    """The answer to a request that walks a plan; on a terminal its progress is seen meanwhile."""
+    if not console.shows_progress:
+        return agent.request(request)
+    try:
+        return agent.request({**request, "progress": True}, console.progress)
+    finally:
+        console.progress_done()
+
+
+def said(answer: Document, console: Console) -> int:
+    if console.as_json:
+        console.document(answer)
+    elif answer.get("message"):
+        console.success(str(answer["message"]))
+    return 0
+
+
+def refused(answer: Document, console: Console) -> int:
+    """The agent's error reply."""
+    if console.as_json:
+        console.document(answer)
+        return 1
+    return console.failure(str(answer.get("message")), answer.get("problems") or ())
+
+
+def unusable(error: DefinitionError, console: Console) -> int:
+    reply = messages.error(str(error), error.problems)
+    return console.failure(reply["message"], reply["problems"])

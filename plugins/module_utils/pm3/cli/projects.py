@@ -1,0 +1,125 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Commands about a project: what a file says, made so, predicted, or only checked.
+
+Mistakes in the file are found and shown before any agent is asked or started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from ..formats import pm3_toml
+from ..model.problems import DefinitionError
+from ..wire import messages
+from ..wire.messages import Document
+from .answers import Run, refused, unusable, walked
+from .autostart import Agent
+from .console import GREY, RED, YELLOW, Console
+
+
+def _apply(options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    return _reconcile("apply", options, agent, console)
+
+
+def _plan(options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    return _reconcile("plan", options, agent, console)
+
+
+def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
+    try:
+        text, file, base = _read(options.file)
+        pm3_toml.load(text, file, base, options.env)
+    except DefinitionError as error:
+        if console.as_json:
+            return unusable(error, console)
+        for problem in error.problems:
+            console.line(str(problem))
+        return 1
+    if console.as_json:
+        console.document(messages.success())
+    return 0
+
+
+def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    try:
+        text, file, base = _read(options.file)
+        pm3_toml.load(text, file, base, options.env)
+        tables = pm3_toml.parse(text, file)
+    except DefinitionError as error:
+        return unusable(error, console)
+    project = options.project or os.path.basename(base)
+    if not project:
+        return console.failure(f"no project name: {file} is in the root folder; give one with --project")
+    request = {
+        "type": kind,
+        "project": project,
+        "definitions": tables,
+        "overlay": options.env,
+        "base": base,
+        "state": options.state,
+        "prune": not options.no_prune,
+        "only": options.only,
+        "label": options.label,
+        "path": os.environ.get("PATH"),
+        "file": file,
+    }
+    answer = walked(request, agent, console)
+    if answer.get("type") == "error":
+        status = refused(answer, console)
+        if not options.project and not console.as_json and "belongs to project" in str(answer.get("message")):
+            console.error(f"the project is {project}, after the folder; --project names another")
+        return status
+    if console.as_json:
+        console.document(answer)
+    else:
+        _result(kind, answer, console)
+    return 0 if answer.get("ok") else 1
+
+
+def _read(file: str) -> tuple[str, str, str]:
+    """The text of a pm3.toml, what messages call it, and the folder that its paths are relative to."""
+    if file == "-":
+        return pm3_toml.decode(sys.stdin.buffer.read(), "standard input"), "standard input", os.getcwd()
+    return pm3_toml.read(file), file, os.path.dirname(os.path.abspath(file))
+
+
+def _result(kind: str, result: Document, console: Console) -> None:
+    for text in result.get("warnings") or []:
+        console.warning(text)
+    for line in _report(result, console):
+        console.line(line)
+    counts: dict[str, Any] = result.get("summary") or {}
+    if kind == "plan":
+        summary = f"{counts.get('ok', 0)} ok, {counts.get('changed', 0)} to change"
+    else:
+        summary = f"{counts.get('ok', 0)} ok, {counts.get('changed', 0)} changed, {counts.get('failed', 0)} failed"
+        if counts.get("skipped"):
+            summary += f", {counts['skipped']} skipped"
+    revision = f" (revision {result['revision']})" if kind == "apply" and result.get("revision") is not None else ""
+    console.line(f"project {result.get('project')}{revision}: {summary}")
+    if not result.get("ok"):
+        console.error(str(result.get("message") or "the request failed"))
+
+
+def _report(result: Document, console: Console) -> list[str]:
+    """The agent's ready lines; coloured by action where they can be told apart: one line per row, and one per line of its log."""
+    lines = list(result.get("report") or [])
+    rows = result.get("instances") or []
+    if len(lines) != sum(1 + len(row.get("log_tail") or ()) for row in rows):
+        return lines
+    painted: list[str] = []
+    for row in rows:
+        colour = RED if row.get("action") == "failed" else YELLOW if row.get("changed") else None
+        line = lines[len(painted)]
+        painted.append(console.paint(line, colour) if colour else line)
+        for _text in row.get("log_tail") or ():
+            painted.append(console.paint(lines[len(painted)], GREY))
+    return painted
+
+
+RUN: dict[str, Run] = {"apply": _apply, "plan": _plan, "check": _check}

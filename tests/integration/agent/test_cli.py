@@ -1,0 +1,208 @@
+"""What a person types and what comes of it: exit statuses, output in pipes and terminals, one JSON document per command."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+from typing import Any
+
+import pytest
+
+from .conftest import COMMAND, Agent, alive, until
+
+SHOP = """
+[web]
+command = "sleep 1000000"
+instances = 2
+group = "front"
+depends_on = ["db"]
+
+[db]
+command = "sleep 1000000"
+
+[broken]
+command = "sh -c 'echo oh dear; exit 3'"
+max_restarts = 0
+"""
+
+
+@pytest.fixture
+def shop(agent: Agent) -> Agent:
+    agent.file(SHOP)
+    agent.pm3("start", "web")
+    return agent
+
+
+def document(agent: Agent, *words: str, status: int = 0) -> dict[str, Any]:
+    """The one document that a command says with --json."""
+    done = agent.pm3(*words, "--json", check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["start", "db"], 0, "everything is already running"),
+        (["start", "broken"], 1, "exited immediately"),
+        (["start", "wbe"], 1, "process or group 'wbe' not found in configs"),
+        (["start", "web", "--env", "prod"], 1, "unknown environment: 'prod'"),
+        (["stop", "web:1"], 0, "stopped: web:1"),
+        (["stop", "front"], 0, "stopped: web:0, web:1"),
+        (["stop", "nobody"], 1, "not found: nobody"),
+        (["restart", "db"], 0, "restarted: db, web:0, web:1"),
+        (["restart", "nobody"], 1, "not found: nobody"),
+        (["list"], 0, None),
+        (["info", "web:0"], 0, None),
+        (["info", "nobody"], 1, "not found: nobody"),
+        (["apply", "--project", "p"], 1, None),
+        (["plan", "--project", "p"], 0, None),
+        (["check"], 0, None),
+        (["check", "nothing.toml"], 1, "nothing.toml: No such file or directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_statuses_and_documents(shop: Agent, words: list[str], status: int, said: str | None) -> None:
+    found = document(shop, *words, status=status)
+    if said is not None:
+        assert said in str(found.get("message"))
+    assert (found["type"] == "error") <= (status == 1)
+
+
+def test_text_is_said_where_it_belongs(shop: Agent) -> None:
+    done = shop.pm3("stop", "web:0")
+    assert done.stderr == ""
+    assert done.stdout.startswith("stopped: web:0\n┌")
+    done = shop.pm3("start", "broken", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: failed to start 'broken': process exited immediately")
+    assert done.stdout.startswith("┌")
+    names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert names == ["name", "broken", "db", "web:0", "web:1"]
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_info_of_a_cluster_and_of_a_group(shop: Agent) -> None:
+    for name in ("web", "front"):
+        found = document(shop, "info", name)
+        assert [one["name"] for one in found["infos"]] == ["web:0", "web:1"]
+        text = shop.pm3("info", name).stdout
+        assert [line for line in text.splitlines() if not line.startswith(" ")] == [
+            "web:0: online",
+            "",
+            "web:1: online",
+        ]
+
+
+def test_a_following_log_in_a_pipe(shop: Agent) -> None:
+    shop.file("[talk]\ncommand = \"sh -c 'while echo tick; do sleep 0.01; done'\"\n")
+    shop.pm3("start")
+    command = f"{' '.join(COMMAND)} log -f talk | head -n 3"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        env=shop.environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "tick\ntick\ntick\n141\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [(">/dev/full", "error: No space left on device\n"), (">&-", "error: standard output is closed; ")],
+)
+def test_output_that_goes_nowhere(shop: Agent, output: str, said: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{' '.join(COMMAND)} list {output}"],
+        env=shop.environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def on_a_terminal(agent: Agent, *words: str, **environment: str) -> str:
+    """What a person sees, to the end of the command."""
+    master, slave = pty.openpty()
+    environ = {name: value for name, value in agent.environment.items() if name not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        cwd=agent.folder,
+        env={**environ, "TERM": "xterm", **environment},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    while select.select([master], [], [], 60)[0]:
+        try:
+            more = os.read(master, 65536)
+        except OSError:  # EIO: nobody has the other end any more
+            break
+        shown += more
+    os.close(master)
+    assert process.wait(60) == 0, shown
+    return shown.decode()
+
+
+def test_colours_are_for_terminals_that_want_them(shop: Agent) -> None:
+    assert "\x1b[32monline" in on_a_terminal(shop, "list")
+    for unwanted in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        shown = on_a_terminal(shop, "list", **unwanted)
+        assert "online" in shown
+        assert "\x1b" not in shown
+    assert "\x1b" not in on_a_terminal(shop, "list", "--json")
+    assert "\x1b" not in shop.pm3("list", TERM="xterm").stdout
+
+
+def test_progress_is_seen_on_a_terminal_and_leaves_nothing(shop: Agent) -> None:
+    shown = on_a_terminal(shop, "restart", "db")
+    assert "\r\x1b[K" in shown
+    left = [line.rpartition("\r\x1b[K")[2] for line in shown.replace("\r\n", "\n").split("\n")]
+    assert re.sub(r"\x1b\[\d+m", "", left[0]) == "restarted: db, web:0, web:1"
+
+
+def test_the_table_does_not_depend_on_the_width(shop: Agent) -> None:
+    def columns(text: str) -> list[str]:
+        return [" ".join(line.split()[:7]) for line in text.splitlines() if line.startswith("│")]
+
+    assert columns(shop.pm3("list", COLUMNS="20").stdout) == columns(shop.pm3("list", COLUMNS="300").stdout)
+    for width in (80, 120):
+        usage = shop.pm3("help", "apply", COLUMNS=str(width)).stdout
+        assert width - 30 < max(map(len, usage.splitlines())) <= width
+
+
+def test_kill_ends_everything_and_no_agent_is_as_good(agent: Agent) -> None:
+    agent.file(SHOP)
+    agent.pm3("start", "web")
+    pids = [agent.pid(), *agent.pids().values()]
+    assert document(agent, "kill") == {"type": "success", "message": "daemon shutting down"}
+    until(lambda: not any(map(alive, pids)), "all of it ends")
+    assert document(agent, "kill") == {"type": "success", "message": "daemon shutting down"}
+    assert agent.answering_pid() is None
+
+
+def test_doctor_with_an_agent_and_without(agent: Agent) -> None:
+    facts = {fact["name"]: fact for fact in document(agent, "doctor")["facts"]}
+    assert f"(pid {agent.pid()}, 0 instances running)" in facts["agent"]["text"]
+    assert facts["version"]["ok"]
+    pid = agent.pid()
+    agent.pm3("kill")
+    until(lambda: not alive(pid), "the agent ends")
+    assert "none runs" in agent.pm3("doctor").stdout
+    assert agent.answering_pid() is None
