@@ -193,8 +193,8 @@ def main() -> None:
     print(f"{'':<84} {'figure':>10}       {'bar':>8}")
     parts = {"scale": scale, "crashes": crashes, "logs": logs}
     for part in [parts[name] for name in sys.argv[1:] or parts]:
-        for name, figure, unit, bar in part():
-            verdict = "" if bar is None else f"{bar:>8.2f}  {'ok' if figure <= bar else 'MISS'}"
+        for name, figure, unit, limit in part():
+            verdict = "" if limit is None else f"{limit:>8.2f}  {'ok' if figure <= limit else 'MISS'}"
             print(f"{name:<84} {figure:>10.2f} {unit:<5} {verdict}".rstrip(), flush=True)
 
 

@@ -484,7 +484,12 @@ def test_a_terminal_without_anybody_does_not_wake_us_and_is_drained(room: Room) 
     task = next(
         Path("/proc/self/task") / str(thread.native_id) for thread in threading.enumerate() if thread.name == "pump"
     )
-    read = lambda: int(re.search(r"^voluntary.*?(\d+)$", (task / "status").read_text(), re.M)[1])  # noqa: E731
+
+    def read() -> int:
+        found = re.search(r"^voluntary.*?(\d+)$", (task / "status").read_text(), re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
     waiting = select.poll()
     waiting.poll(50)
     before = read()

@@ -120,8 +120,8 @@ def test_post_stop_runs_after_every_end(agent: Agent, command: str, cause: str) 
         {"web": {"command": command, "restart": "never", "post_stop": "echo $PM3_EXIT_CAUSE $PM3_EXIT_CODE >end"}}
     )
     code = {"false": 1, "true": 0}.get(command, 137)
-    until(lambda: (agent.folder / "end").exists(), "the hook has run")
-    assert until(lambda: (agent.folder / "end").read_text(), "it has written") == f"{cause} {code}\n"
+    until((agent.folder / "end").exists, "the hook has run")
+    assert until((agent.folder / "end").read_text, "it has written") == f"{cause} {code}\n"
 
 
 def test_an_agent_that_dies_within_a_hook_goes_on_with_it(agent: Agent) -> None:
@@ -134,7 +134,7 @@ def test_an_agent_that_dies_within_a_hook_goes_on_with_it(agent: Agent) -> None:
             "web": {"command": "sleep 1000", "pre_start": "echo x >>began; while ! test -e go; do sleep 0.02; done"}
         },
     )
-    until(lambda: (agent.folder / "began").exists(), "the hook runs")
+    until((agent.folder / "began").exists, "the hook runs")
     agent.crash()
     (agent.folder / "go").touch()
     until(lambda: agent.instance("web")["status"] == "online", "it comes up")

@@ -10,7 +10,7 @@ it over a reboot (spec: pm3.md, section 10).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Callable
 
 from ..model import kinds, loading, machine, rows
@@ -18,7 +18,7 @@ from ..model.plan import Action, plan
 from ..model.problems import Unfit
 from ..wire import messages
 from . import dump, selection, walks
-from .instance import Instance
+from .instance import Instance, is_up
 from .projects import Projects, owner
 from .reload import Reload
 from .server import Client, Peer
@@ -68,7 +68,7 @@ class Changes:
             )
             made = yield from walk.steps()
             self._forget_unprepared(row["name"] for row in made if row["name"] not in before)
-            client.finish(_started(made))
+            client.finish(_started(made, {change.name for change in found.rows if change.rests}))
 
         self._work.in_turn([project], chosen, steps, client)
 
@@ -210,13 +210,14 @@ class Changes:
 
     def restored(self, saved: Iterable[Instance], path: str | None = None) -> list[Instance]:
         """Puts saved instances into the table where their names are free. Gives those that are now to be started: none that was
-        saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved."""
+        saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved; but no job
+        that has done its work since."""
         found = []
         for one in saved:
             present = self._supervisor.instances.get(one.name)
             if present is None:
                 present = self._supervisor.add(one)
-            if one.wanted and walks.rests(present):
+            if one.wanted and walks.rests(present) and not is_up(present):
                 self._supervisor.change(present, wanted=True, path=path or present.path)
                 found.append(present)
         return selection.ordered(found)
@@ -250,8 +251,8 @@ def _reasons(failed: Iterable[Instance]) -> str:
     return "; ".join(f"'{one.name}': {walks.why_failed(one)}" for one in failed)
 
 
-def _started(made: Sequence[rows.Row]) -> Document:
-    """pm3's answer to `start` (spec: pm3.md, section 3.3)."""
+def _started(made: Sequence[rows.Row], resting: Collection[str]) -> Document:
+    """pm3's answer to `start` (spec: pm3.md, section 3.3). `resting` are there now, and wait to be started by name."""
     failed = [row for row in made if row["action"] == Action.FAILED.value]
     if failed:
         names = ", ".join(row["name"] for row in failed)
@@ -262,6 +263,6 @@ def _started(made: Sequence[rows.Row]) -> Document:
     started = [
         row["name"]
         for row in made
-        if row["changed"] and row["action"] != Action.REMOVED.value and row["status"] != "stopped"
+        if row["changed"] and row["action"] != Action.REMOVED.value and row["name"] not in resting
     ]
     return messages.success("started: " + ", ".join(started) if started else "everything is already running")

@@ -154,6 +154,11 @@ def _change(request: Document, agent: Agent, console: Console) -> int:
     """A request of pm3's that changes processes: its message, then the table, also after an error."""
     answer = walked(request, agent, console)
     status = _say(answer, console)
+    failed: dict[str, str] = answer.get("failed") or {}
+    if failed and not console.as_json:
+        for name, why in sorted(failed.items()):
+            console.error(f"{name}: {why}")
+    status = status or bool(failed)
     if not console.as_json:
         listed = agent.request({"type": "list"})
         if listed.get("type") == "process_list":

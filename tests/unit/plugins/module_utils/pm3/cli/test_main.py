@@ -262,7 +262,7 @@ def test_start_without_a_file(
 @pytest.mark.parametrize(
     ("name", "more"),
     [("stop", {}), ("restart", {}), ("reload", {"path": "/usr/bin:/bin"})],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_stop_restart_and_reload(
     pm3: Callable[..., Said], fake_agent: Any, shop: pathlib.Path, name: str, more: dict[str, str]
