@@ -74,7 +74,7 @@ def test_memory_of_all_processes_in_a_cell(fleet: Fleet, play: Play) -> None:
     fleet.ssh("app1", "rm -f /tmp/once")
     hungry = 'test -e /tmp/once || { touch /tmp/once; setsid python3 -c "kept = bytearray(90 << 20); import time; time.sleep(999)" & }'
     applied(play, web={"command": f"sh -c '{hungry}; exec sleep 1000000'", "max_memory": "60M", "restart": "never"})
-    eventually(fleet, 'pm3 --json info web | grep -q "\\"cause\\":\\"memory\\""')
+    eventually(fleet, 'pm3 --json info web | grep "\\"cause\\":\\"memory\\"" | grep -q "\\"status\\":\\"online\\""')
     assert not fleet.ssh("app1", "pgrep -fx 'python3 -c kept.*' || true").stdout.strip()
 
 
