@@ -97,7 +97,7 @@ pythons: .venv/tests.stamp ## unit tests on every Python of this machine, from 3
 integration: integration-agent integration-modules ## a real agent, and the modules against it
 
 integration-agent: .venv/tests.stamp
-	$(PYTEST) tests/integration/agent $(ARGS)
+	$(PYTEST) -n 3 tests/integration/agent $(ARGS)
 
 integration-modules: .venv/tests.stamp
 	$(ANSIBLE_TEST) integration $(ARGS)

@@ -67,6 +67,22 @@ class Reader:
         turn()
         self.run()
 
+    def quiet(self) -> None:
+        """Runs the loop until nothing is left to do. Where nobody writes meanwhile, nothing more will come."""
+        self._wanted = lambda: False
+        called = -2  # how many calls there had been
+
+        def turn() -> None:
+            nonlocal called
+            if self.loop.turns == called + 1:  # this call alone
+                self.loop.stop()
+            else:
+                called = self.loop.turns
+                self.loop.after(0, turn)
+
+        self.loop.after(0, turn)
+        self.run()
+
     def tail(self, files: list[File], lines: int, since: int | None = None) -> list[tuple[str, str]]:
         self._wanted = lambda: False
         Tail(self.loop, files, lines, self.emit, self.loop.stop, since)
@@ -145,15 +161,17 @@ class Writer:
             for path in (log, packed, index):
                 path.unlink(missing_ok=True)
             return
+        if index.exists():
+            index.rename(next_index)
         if packed.exists() and number:
             packed.rename(next_log.with_name(next_log.name + ".gz"))
         if log.exists():
             log.rename(next_log)
-        if index.exists():
-            index.rename(next_index)
         if self._packed_from and number + 1 >= self._packed_from and next_log.exists():
             made = next_log.with_name(next_log.name + ".new")
             made.write_bytes(gzip.compress(next_log.read_bytes(), 1))
+            found = next_log.stat()
+            os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
             made.rename(next_log.with_name(next_log.name + ".gz"))
             next_log.unlink()
 

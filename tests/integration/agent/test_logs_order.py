@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.follower impor
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log_file import LINE
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log_index import RECORD, Times
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Tail, newest_lines, rfc3339
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from .log_reading import Reader, Writer, append, descriptors, log_file
@@ -105,6 +107,9 @@ def merged(streams: list[list[tuple[int | None, str]]]) -> list[tuple[str, int |
 
 
 @SLOW
+@example(
+    [("write", 0, b"x\n", 0), ("rotate", 0), ("write", 0, b"\n", None), ("write", 0, b"a", 0)], 3, 0, 1, 95
+)  # what is of unknown time is not known to be too old
 @given(
     st.lists(st.one_of(WRITE, WRITE, WRITE, ROTATE), max_size=40),
     st.sampled_from([0, 1, 2, 3, 10, 10_000]),
@@ -234,7 +239,19 @@ FLUSH = st.tuples(st.just("flush"), st.integers(0, 2))
 PAUSE = st.tuples(st.just("pause"), st.just(0))
 
 
+# Of empty copies that were compressed none is to be told from the others, so that the one that was followed is not met again.
+AMONG_EMPTY_COPIES = [
+    *[("rotate", 0), ("flush", 0), ("rotate", 0)],
+    *[("write", 0, b"new\n", 0), ("rotate", 0), ("rotate", 0)],
+]
+
+
 @SLOW
+@example([("write", 0, b"old\n", 0)], AMONG_EMPTY_COPIES, 3, 1)
+@example([], [("write", 0, b"aa", 0), ("flush", 0), ("write", 0, b"\n", 0), ("rotate", 0)], 0, 1)
+@example([], [("write", 0, b"aa", 0), ("flush", 0), ("write", 0, b"aaa\n", 0), ("rotate", 0)], 0, 1)
+@example([], [("write", 0, b"x\n", 0), ("flush", 0), ("write", 0, b"x\n", 0), ("rotate", 0)], 0, 0)
+@example([("write", 0, b"old\n", 0), ("rotate", 0)], [*AMONG_EMPTY_COPIES[3:], ("rotate", 0)], 3, 1)
 @given(
     st.lists(st.one_of(WRITE, ROTATE), max_size=12),
     st.lists(st.one_of(WRITE, WRITE, WRITE, ROTATE, LOOK, FLUSH, PAUSE), max_size=40),
@@ -264,7 +281,7 @@ def test_a_follower_sees_each_line_once(past: list[Any], history: list[Any], lin
             elif kind == "flush":
                 follower.resume()
                 reader.room = 10**9
-                reader.settle(300)  # what is not read before is lost
+                reader.quiet()  # what is not read before is lost
                 logs[number].flush()
             elif kind == "pause":
                 reader.room = len(reader.lines) + 1
@@ -278,8 +295,7 @@ def test_a_follower_sees_each_line_once(past: list[Any], history: list[Any], lin
         ]
         reader.room = 10**9
         follower.resume()
-        reader.until(sum(map(len, expected)))
-        reader.settle()
+        reader.quiet()
         found: dict[str, list[str]] = {log.file.name: [] for log in logs}
         for name, text in reader.lines:
             found[name].append(text)
@@ -288,8 +304,9 @@ def test_a_follower_sees_each_line_once(past: list[Any], history: list[Any], lin
         assert descriptors() == before
 
 
-def test_lines_of_one_wake_up_come_in_order(tmp_path: Path, reader: Reader) -> None:
-    logs = writers(tmp_path, 5)
+@pytest.mark.parametrize("packed_from", [0, 1])
+def test_lines_of_one_wake_up_come_in_order(tmp_path: Path, reader: Reader, packed_from: int) -> None:
+    logs = writers(tmp_path, 5, packed_from=packed_from)
     follower = follow(reader, logs)
     reader.settle()
     begin = time.time_ns()
@@ -305,7 +322,7 @@ def test_lines_of_one_wake_up_come_in_order(tmp_path: Path, reader: Reader) -> N
 
 def test_a_line_whose_record_is_to_come_has_the_time_of_the_write(tmp_path: Path, reader: Reader) -> None:
     (log,) = writers(tmp_path, 1)
-    log.write(b"old\n", time.time_ns() - 3600 * SECOND)
+    log.write(b"old\n", time.time_ns() - SECOND // 50)
     follower = follow(reader, [log], 1)
     reader.until(1)
     reader.settle()
@@ -327,6 +344,92 @@ def test_a_log_that_was_flushed_and_grew_again_is_read_anew(tmp_path: Path, read
     reader.until(3)
     assert reader.texts() == ["before", "after the flush", "and longer than before"]
     follower.close()
+
+
+def test_an_index_that_has_moved_before_its_log_is_found(tmp_path: Path, reader: Reader) -> None:
+    (log,) = writers(tmp_path, 1)
+    log.write(b"a\n", SECOND)
+    index = Path(log.file.index)
+    index.rename(index.with_name(index.name + ".1"))
+    assert reader.tail([log.file], 5) == [("w0", "a")]
+    assert reader.times == [SECOND]
+
+
+def test_very_many_files_are_opened_in_turns(tmp_path: Path, reader: Reader) -> None:
+    logs = writers(tmp_path, 350)
+    for number, log in enumerate(logs):
+        log.write(b"old\n%d\n" % number, number + 1)
+    before = descriptors()
+    follower = follow(reader, logs, 1)
+    assert descriptors() - before < 150
+    follower.add([logs[0].file, logs[-1].file])  # the last one from its present end on
+    reader.quiet()
+    assert reader.texts() == [str(number) for number in range(349)]
+    for number, log in enumerate(logs):
+        log.write(b"new %d\n" % number, time.time_ns())
+    reader.quiet()
+    assert sorted(reader.texts()[349:]) == sorted(f"new {number}" for number in range(350))
+    follower.close()
+    assert descriptors() == before
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """No more than so many descriptors beyond those in use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = (number for number in range(hard) if number not in used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, more, None)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("more", [50, 150])
+def test_where_no_more_files_can_be_opened_a_follower_says_what_to_do(
+    tmp_path: Path, reader: Reader, more: int
+) -> None:
+    logs = writers(tmp_path, 300)
+    for log in logs:
+        log.write(b"a\n", SECOND)
+    follow(reader, logs[:1]).close()
+    before = descriptors()
+    said: list[OSError] = []
+
+    def failed(error: OSError) -> None:
+        said.append(error)
+        reader.loop.stop()
+
+    with at_most(more):
+        try:
+            Follower(reader.loop, [log.file for log in logs], reader.emit, 1, failed=failed)
+        except OSError as error:
+            said.append(error)
+        else:
+            reader.run()
+    assert ["follow fewer logs at once" in str(error.strerror) for error in said] == [True]
+    assert descriptors() == before
+    reader.quiet()
+    assert reader.lines == []
+
+
+def test_where_no_more_files_can_be_opened_a_tail_says_so(tmp_path: Path, reader: Reader) -> None:
+    logs = writers(tmp_path, 100)
+    for log in logs:
+        log.write(b"a\n", SECOND)
+    before = descriptors()
+    said: list[OSError] = []
+
+    def failed(error: OSError) -> None:
+        said.append(error)
+        reader.loop.stop()
+
+    with at_most(20):
+        Tail(reader.loop, [log.file for log in logs], 1, reader.emit, lambda: None, failed=failed)
+        reader.run()
+    assert ["too many files are open" in str(error.strerror) for error in said] == [True]
+    assert descriptors() == before
 
 
 def test_a_file_that_joins_is_followed_from_its_end(tmp_path: Path, reader: Reader) -> None:

@@ -13,23 +13,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from .inotify import CREATE, DELETE, IGNORED, MODIFY, MOVED_FROM, MOVED_TO, OVERFLOW, Inotify
 from .log_file import Copy, Descriptors, File, Part, Source, copies, is_packed, open_copy
-from .log_index import Record, Times, first
-from .logs import Emit, Merge, Steps, Work, newest
+from .log_index import Record, Times
+from .logs import Emit, Failed, Merge, Steps, Work, newest
 from .loop import READ, Callback, Loop
 
 _ALL = 1 << 62  # bytes
-_BEHIND = 100_000_000  # nanoseconds that the last write may be younger than its record
+_SLICE = 100  # files that are opened in one turn
+_BEHIND = 1_000_000  # nanoseconds between two records: the last write may be so much younger than the last of them
 
 
 class Follower:
     """Emits the newest `lines` whole lines of each file as `Tail` does, then every line that is written, until closed.
 
     Nothing is lost or doubled in between. A line is emitted when its end has been written. A file may be missing, truncated, deleted
-    or replaced: it is followed by its path. Raises OSError where the kernel grants no more watches, with what to do; when that
-    happens later, it closes and `ended` is called.
+    or replaced: it is followed by its path. Each costs a descriptor and a watch. Where there are no more, OSError is raised, with what
+    to do; when that happens later, it closes and calls `failed` with that error (if there is none, `ended`). Of very many files the
+    first are opened at once and the others in the turns that follow: what was written to those until then is old.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Follower:
         lines: int = 0,
         since: int | None = None,
         ended: Callback = lambda: None,
+        failed: Failed | None = None,
     ) -> None:
         self._loop = loop
         self._descriptors = Descriptors()
@@ -54,10 +58,17 @@ class Follower:
             self.close()
             ended()
 
-        self._steps = Steps(loop, emit, self._work(lines, since), end)
+        def fail(error: OSError) -> None:
+            self.close()
+            if failed is not None:
+                failed(error)
+
+        first: list[_Log] = []  # those that are not added later
+        opening = self._open_all(list(files), first)
+        work = chain(opening, self._work(first, lines, since))
+        self._steps = Steps(loop, emit, work, end, fail if failed is not None else None)
         try:
-            for file in files:
-                self._follow(file)
+            next(opening, None)
         except OSError:
             self.close()
             raise
@@ -88,8 +99,15 @@ class Follower:
 
     # Steps
 
-    def _work(self, lines: int, since: int | None) -> Work:
-        yield from self._newest(list(self._logs.values()), lines, since)
+    def _open_all(self, files: list[File], found: list[_Log]) -> Work:
+        for number, file in enumerate(files, 1):
+            if file.log not in self._logs:
+                found.append(self._follow(file))
+            if number % _SLICE == 0:
+                yield []
+
+    def _work(self, logs: list[_Log], lines: int, since: int | None) -> Work:
+        yield from self._newest(logs, lines, since)
         # What happened meanwhile is in the files, or in events that nobody has read yet.
         self._live = True
         self._loop.watch(self._inotify.fd, READ, self._read_events)
@@ -130,7 +148,7 @@ class Follower:
             # Now that there is a newer file nothing more is written to the old ones: what is in them is all.
             self._unwatch(log)
             for copy in newer[:-1]:
-                log.source.add(Part(copy, 0, _ALL, copy.times()))
+                log.source.add(Part(copy, 0, _ALL, log.pass_by(copy)))
             self._watch(log, newer[-1])
             log.enter(newer[-1])
             log.take(os.fstat(self._descriptors.of(newer[-1])), leave=False)
@@ -145,8 +163,6 @@ class Follower:
     # Files
 
     def _follow(self, file: File) -> _Log:
-        if file.log in self._logs:
-            return self._logs[file.log]
         log = self._logs[file.log] = _Log(file, self._descriptors)
         self._watch_folder(log)
         found = open_copy(file, 0)
@@ -209,7 +225,7 @@ class Follower:
 class _Log:
     """One log that is followed: the file that is written to as far as we know, and how much of it its source was given."""
 
-    __slots__ = ("_born", "_first", "_stale", "copy", "file", "moved", "offset", "source", "watch")
+    __slots__ = ("_born", "_first", "_packed", "_stale", "copy", "file", "moved", "offset", "source", "watch")
 
     def __init__(self, file: File, descriptors: Descriptors) -> None:
         self.file = file
@@ -221,6 +237,7 @@ class _Log:
         self._born = 0  # files whose first record is younger (nanoseconds) came after `copy`
         self._first: Record | None = None  # in the index of `copy`
         self._stale: Record | None = None  # the same, before `copy` was truncated
+        self._packed: Copy | None = None  # what became of `copy`
 
     def begin(self, copy: Copy | None, size: int) -> None:
         """What is written to the file from this size on will be new, and so is every other file that comes."""
@@ -232,17 +249,19 @@ class _Log:
 
     def enter(self, copy: Copy) -> None:
         """From now on this one is followed, from its beginning."""
-        self.copy, self.offset, self._first, self._stale = copy, 0, None, None
+        self.copy, self.offset, self._first, self._stale, self._packed = copy, 0, None, None, None
 
     def past(self, descriptors: Descriptors) -> Iterator[Copy]:
         """The files of the log as of its beginning, newest first."""
         if self.copy is not None:
             yield self.copy
-        older = self.copy is None
-        for copy in copies(self.file, descriptors, number=1 if older else 0):
-            if not older:
-                older = self._is_ours(copy, descriptors)
-            elif self.copy is not None or not self._began_later(copy):
+        # Where it was missing or empty then, it may not be met: the indexes tell which files were there before.
+        by_index = self.copy is None or not self.copy.size
+        older = False
+        for copy in copies(self.file, descriptors):
+            if self._is_ours(copy, descriptors):
+                older = True
+            elif older or (by_index and copy.number and not self._began_later(copy)):
                 yield copy
                 continue
             descriptors.drop(copy)
@@ -255,12 +274,25 @@ class _Log:
                 descriptors.drop(copy)
                 return found[::-1]
             found.append(copy)
-        # It is gone: the indexes tell which ones are older.
-        for copy in list(found):
-            if copy.number and not self._began_later(copy):
-                found.remove(copy)
-                descriptors.drop(copy)
+        # It may have been truncated, filled again and packed since: that has another index.
+        for place in reversed(range(len(found))):
+            if self._is_packed(found[place], descriptors) and self._began_later(found[place]):
+                self._packed = found[place]
+                self.begin_anew()
+                for copy in found[place:]:
+                    descriptors.drop(copy)
+                return found[:place][::-1]
+        # It is gone, or is not to be told from others: the indexes tell which ones are older.
+        while found and found[-1].number and not self._began_later(found[-1]):
+            descriptors.drop(found.pop())
         return found[::-1]
+
+    def pass_by(self, copy: Copy) -> Times:
+        """The times of a file that is read but not followed, since there is a newer one."""
+        times = copy.times()
+        if times.first is not None:
+            self._born = max(self._born, times.first.time)
+        return times
 
     def take(self, found: os.stat_result, leave: bool) -> None:
         """Has the source read up to the present size of the file."""
@@ -277,30 +309,19 @@ class _Log:
         """Whether the file was truncated since, whatever was written to it after that."""
         if size < self.offset:
             return True
-        if self._first is None or self.copy is None or self.copy.number:
+        if self._first is None or self.copy is None:
             return False
-        record = first(self.file.index_of_copy(0))
-        # Another index stands there also while both are being rotated; ours moves towards higher numbers then.
-        if record is None or record == self._first or record.offset or self._has_index():
-            return False
-        return not self.is_replaced()
+        record = (self._packed or self.copy).first()
+        return record is not None and record != self._first and not record.offset
 
     def begin_anew(self) -> None:
         self.offset, self._first, self._stale = 0, None, self._first
-
-    def is_replaced(self) -> bool:
-        """The path does not lead to the file that is open."""
-        try:
-            found = os.stat(self.file.log)
-        except OSError:
-            return True
-        return self.copy is None or (found.st_dev, found.st_ino) != self.copy.identity
 
     def is_missing(self) -> bool:
         return not os.path.exists(self.file.log)
 
     def _times(self, copy: Copy) -> Times:
-        times = copy.times()
+        times = (self._packed or copy).times()
         found = times.first
         if self._first is None and found is not None and found != self._stale:
             self._first = found if found.time > self._born or self._stale is not None else None
@@ -316,21 +337,17 @@ class _Log:
         if copy.identity == self.copy.identity:
             self.copy.number = copy.number
             return True
-        if not copy.packed or not is_packed(self.copy, copy, descriptors.of(copy), descriptors):
+        if not self._is_packed(copy, descriptors):
             return False
         begins = copy.first()
-        return begins is None or self._first is None or begins == self._first
+        if begins is not None and self._first is not None and begins != self._first:
+            return False
+        self._packed = copy
+        return True
+
+    def _is_packed(self, copy: Copy, descriptors: Descriptors) -> bool:
+        return self.copy is not None and copy.packed and is_packed(self.copy, copy, descriptors.of(copy), descriptors)
 
     def _began_later(self, copy: Copy) -> bool:
         begins = copy.first()
         return begins is not None and begins.time > self._born
-
-    def _has_index(self) -> bool:
-        number = missing = 0
-        while missing < 2:
-            record = first(self.file.index_of_copy(number))
-            if record is not None and record == self._first:
-                return True
-            missing = missing + 1 if record is None else 0
-            number += 1
-        return False

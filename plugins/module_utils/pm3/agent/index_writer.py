@@ -15,24 +15,35 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class IndexWriter:
-    __slots__ = ("_fd", "_last", "_path", "_usable")
+    __slots__ = ("_before", "_fd", "_last", "_path", "_usable")
 
     def __init__(self, path: bytes | None) -> None:
         self._path = path
         self._fd = -1
         self._usable = path is not None
         self._last = 0  # when the last record says that its bytes came
+        self._before: int | None = None  # the same of the record before it, where `note` has just written one
 
     def note(self, offset: int) -> None:
-        """The bytes from `offset` on came just now."""
-        now = time.time_ns()
+        """The bytes from `offset` on come now."""
+        now, self._before = time.time_ns(), None
         if not self._usable or 0 <= now - self._last < _INTERVAL:
             return
         if self._fd < 0 and not self._open(offset):
             return
-        self._last = max(now, self._last)  # should the clock have been set back: times grow
+        self._before, self._last = self._last, max(now, self._last)  # should the clock have been set back: times grow
         try:
             os.write(self._fd, RECORD.pack(offset, self._last))
+        except OSError:
+            self._give_up()
+
+    def take_back(self) -> None:
+        """None came."""
+        if self._before is None or self._fd < 0:
+            return
+        self._last, self._before = self._before, None
+        try:
+            os.ftruncate(self._fd, max(0, os.fstat(self._fd).st_size - RECORD.size))
         except OSError:
             self._give_up()
 

@@ -159,13 +159,19 @@ class Log:
 
     def take(self, pipe: int, count: int) -> int:
         """Moves at most `count` bytes out of a pipe, as `splice` does."""
-        moved = splice(pipe, self._fd, count)
-        if moved:
-            self._grew(moved)
+        self._announce()
+        moved = 0
+        try:
+            moved = splice(pipe, self._fd, count)
+        finally:
+            if not moved:
+                self._index.take_back()
+        self.position += moved if self._regular else 0
         return moved
 
     def append(self, text: bytes) -> None:
         """All of it, or, with the error, nothing."""
+        self._announce()
         begin, left = self.position, memoryview(text)
         try:
             while left:
@@ -175,7 +181,7 @@ class Log:
                 os.ftruncate(self._fd, begin)
                 os.lseek(self._fd, begin, os.SEEK_SET)
             raise
-        self._grew(len(text))
+        self.position += len(text) if self._regular else 0
 
     def at_line_start(self) -> bool:
         return not self.position or os.pread(self._fd, 1, self.position - 1) == b"\n"
@@ -183,12 +189,12 @@ class Log:
     def end_line(self) -> None:
         self.position += os.write(self._fd, b"\n")
 
-    def _grew(self, count: int) -> None:
+    def _announce(self) -> None:
+        """Bytes are about to come. Before them, so that no reader finds bytes of which the index says nothing yet."""
         if self._regular:
             if not self.position:
                 self._began, self._asked = time.time_ns(), True
             self._index.note(self.position)
-            self.position += count
 
     # Rotation
 

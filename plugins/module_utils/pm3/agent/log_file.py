@@ -10,6 +10,7 @@ they were one file. Reads only, and never more than a chunk at once. Nothing her
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import deque
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from .log_index import Times
+from .log_index import Times, first
 
 if TYPE_CHECKING:
     from .log_index import Record
@@ -27,6 +28,10 @@ CHUNK = 64 * 1024  # bytes read in one step
 _OPEN = 200  # files that stay open to be read on
 _PACKED_CHUNK = 16 * 1024  # bytes of a compressed copy read in one step
 _HEAD = 4096  # bytes by which a copy is known again after it was packed
+_TOO_MANY = (
+    "too many files are open already, and each log that is read is one more; follow fewer logs at once,"
+    " or raise the limit of open files of the agent (ulimit -n, LimitNOFILE of its unit)"
+)
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -56,7 +61,7 @@ class Line(NamedTuple):
 class Copy:
     """One file of a log, as it was when it was found: the live one (number 0) or a rotated copy."""
 
-    __slots__ = ("file", "identity", "number", "packed", "size")
+    __slots__ = ("file", "identity", "number", "packed", "size", "written")
 
     def __init__(self, file: File, number: int, packed: bool, found: os.stat_result) -> None:
         self.file = file
@@ -64,11 +69,14 @@ class Copy:
         self.packed = packed
         self.identity = (found.st_dev, found.st_ino)
         self.size = found.st_size  # bytes; of a packed one not of what is in it
+        self.written = found.st_mtime_ns  # a packed one has the time of the copy that it was made of
 
     def times(self) -> Times:
         """When its bytes came. While log and index are being rotated it may be unknown."""
         for _again in range(4):
             times = Times(self.file.index_of_copy(self.number))
+            if times.first is None:
+                times = self._times_ahead() or times
             try:
                 found = os.stat(_name(self.file, self.number, self.packed))
             except FileNotFoundError:
@@ -82,6 +90,20 @@ class Copy:
 
     def first(self) -> Record | None:
         return self.times().first
+
+    def _times_ahead(self) -> Times | None:
+        """Its index, if that has its next number already: it is moved right before its log."""
+        times = Times(self.file.index_of_copy(self.number + 1))
+        if times.first is None:
+            return None
+        for packed in (False, True):
+            try:
+                found = os.stat(_name(self.file, self.number + 1, packed))
+            except FileNotFoundError:
+                continue
+            if (found.st_dev, found.st_ino) != self.identity:
+                return None  # which the index belongs to
+        return times if times.first == first(self.file.index_of_copy(self.number + 1)) else None
 
 
 class Descriptors:
@@ -168,14 +190,17 @@ def copies(file: File, descriptors: Descriptors, number: int = 0) -> Iterator[Co
 
 
 def is_packed(plain: Copy, packed: Copy, fd: int, descriptors: Descriptors) -> bool:
-    """Whether `packed` (open as `fd`) is what became of `plain`, which is deleted then."""
-    if plain.packed:
+    """Whether `packed` (open as `fd`) is what became of `plain`, which is deleted then.
+
+    Of an empty one nobody can tell, for it is like every other; and it does not matter who reads nothing twice.
+    """
+    if plain.packed or packed.size < 4:
         return False
     plain_fd = descriptors.of(plain)
     if plain_fd < 0:
-        return packed.size >= 4 and plain.number > 0 and _unpacked_size(packed, fd) == plain.size
+        return plain.number > 0 and _is_like(packed, fd, plain.size, plain.written)
     found = os.fstat(plain_fd)
-    if found.st_nlink or packed.size < 4 or _unpacked_size(packed, fd) != found.st_size & 0xFFFFFFFF:
+    if found.st_nlink or not _is_like(packed, fd, found.st_size, found.st_mtime_ns):
         return False
     unpacked = Unpacked()
     begins: bytes | None = b""
@@ -184,9 +209,10 @@ def is_packed(plain: Copy, packed: Copy, fd: int, descriptors: Descriptors) -> b
     return os.pread(plain_fd, len(begins or b""), 0) == (begins or b"")
 
 
-def _unpacked_size(packed: Copy, fd: int) -> int:
-    """As the end of a gzip file says it, modulo 2 ** 32 (RFC 1952)."""
-    return int.from_bytes(os.pread(fd, 4, packed.size - 4), "little")
+def _is_like(packed: Copy, fd: int, size: int, written: int) -> bool:
+    # The size is at the end of a gzip file, modulo 2 ** 32 (RFC 1952).
+    unpacked_size = int.from_bytes(os.pread(fd, 4, packed.size - 4), "little")
+    return size > 0 and unpacked_size == size & 0xFFFFFFFF and packed.written == written
 
 
 class Part:
@@ -398,6 +424,10 @@ def _open(path: bytes) -> int:
         return os.open(path, _FLAGS)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return -1
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise OSError(error.errno, _TOO_MANY) from None
+        raise
 
 
 def _open_again(copy: Copy) -> int:

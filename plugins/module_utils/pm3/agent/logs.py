@@ -21,12 +21,14 @@ from heapq import heapify, heappop, heappush
 from typing import Callable, Optional
 
 from .log_file import CHUNK, LINE, Copy, Descriptors, File, Line, Part, Source, Unpacked, copies
+from .log_index import Times
 from .loop import Callback, Loop
 
 _LINES = 500  # lines emitted in one turn
 _FIRST_CHUNK = 4096  # bytes: the newest lines of a log are often in fewer
 _BUFFERS = 4 << 20  # bytes that may be held of all logs together
 
+Failed = Callable[[OSError], None]
 Emit = Callable[
     [File, Optional[int], str], bool
 ]  # the line's time is in nanoseconds since the epoch, None where it is unknown
@@ -39,11 +41,19 @@ class Tail:
 
     All of them in the order of time; where that is the same, in the order of the files; those of unknown time come first. A last line
     without its end is a line too. What the live log lacks is taken from its rotated copies; files that are missing are skipped. Of
-    files whose lines are longer than `LINE` on average, fewer lines are shown: no more than `lines` times that is read.
+    files whose lines are longer than `LINE` on average, fewer lines are shown: no more than `lines` times that is read. Where files
+    are there but cannot be opened, `failed` is called instead of `done`, with what to do.
     """
 
     def __init__(
-        self, loop: Loop, files: Iterable[File], lines: int, emit: Emit, done: Callback, since: int | None = None
+        self,
+        loop: Loop,
+        files: Iterable[File],
+        lines: int,
+        emit: Emit,
+        done: Callback,
+        since: int | None = None,
+        failed: Failed | None = None,
     ) -> None:
         self._descriptors = Descriptors()
 
@@ -51,7 +61,14 @@ class Tail:
             self.close()
             done()
 
-        self._steps = Steps(loop, emit, self._work(list(files), lines, since), end)
+        def fail(error: OSError) -> None:
+            self.close()
+            if failed is not None:
+                failed(error)
+
+        self._steps = Steps(
+            loop, emit, self._work(list(files), lines, since), end, fail if failed is not None else None
+        )
         self._steps.go_on()
 
     def resume(self) -> None:
@@ -117,9 +134,7 @@ def newest(
         search = _Search(descriptors, lines, since, whole, max(lines, 1) * LINE if most is None else most)
         for copy in found:
             times = copy.times()
-            if not search.goes_on_before(
-                copy, times.since(since) if since is not None and times.first is not None else 0
-            ):
+            if not search.goes_on_before(copy, _floor(times, since)):
                 descriptors.drop(copy)
                 break
             begin, end = yield from search.packed(copy) if copy.packed else search.plain(copy)
@@ -215,14 +230,15 @@ class _Search:
 class Steps:
     """Takes step after step of `work` on the loop, as long as there is something to do and the reader of the lines keeps up.
 
-    `end` is called after the last one, or when a step failed.
+    `end` is called after the last one, or when a step failed; for what the kernel refused `failed` is called instead, where given.
     """
 
-    def __init__(self, loop: Loop, emit: Emit, work: Work, end: Callback) -> None:
+    def __init__(self, loop: Loop, emit: Emit, work: Work, end: Callback, failed: Failed | None = None) -> None:
         self._loop = loop
         self._emit = emit
         self._work = work
         self._end = end
+        self._failed = failed
         self._lines: deque[tuple[File, Line]] = deque()  # from one step, not emitted yet
         self._queued = False
         self.paused = False
@@ -259,7 +275,10 @@ class Steps:
         except StopIteration:
             self._end()
             return
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and self._failed is not None:
+                self._failed(error)
+                return
             self._end()  # the client is not to wait for what will never come
             raise
         if found is not None:
@@ -298,6 +317,14 @@ def newest_lines(path: str, lines: int, limit_bytes: int = 64 * 1024) -> list[st
         return [text(line.text) for step in merge.work() for _file, line in step]
     finally:
         descriptors.close()
+
+
+def _floor(times: Times, since: int | None) -> int | None:
+    """Where the bytes end that are known to be older; None: they all are."""
+    if since is None or times.first is None:
+        return 0
+    floor = times.since(since)
+    return 0 if floor == times.first.offset else floor
 
 
 def _is_before(heap: list[tuple[int, int, Source]], order: int) -> Callable[[int], bool]:

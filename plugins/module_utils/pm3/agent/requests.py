@@ -20,10 +20,8 @@ from ..model.problems import DefinitionError, Problem, Unfit
 from ..wire import messages
 from . import selection, views, walks
 from .changes import Changes, cpus, progress
-from .follower import Follower
 from .instance import Instance
-from .log_file import File
-from .logs import Tail, rfc3339
+from .log_request import LogRequest
 from .projects import Projects
 from .server import Client, Peer
 from .supervisor import Supervisor
@@ -32,7 +30,6 @@ from .usage import Meter, Used
 from .work import Refused, Work
 
 Document = dict[str, Any]
-_MOST_LINES = 10_000  # lines: pm3's cap of `log`
 
 
 class Requests:
@@ -165,65 +162,7 @@ class Requests:
         return [one for one in found if project is None or one.project == project]
 
     def _log(self, request: Document, _peer: Peer, client: Client) -> None:
-        names = [*(request["names"] or ()), *([request["name"]] if request["name"] is not None else ())]
-        found = self._selected(None, names)
-        shown = {one.name for one in found}
-
-        def files(one: Instance) -> list[File]:
-            return [
-                File(one.name, stream, log.path, log.index or "")
-                for stream, log in zip(("out", "err"), self._supervisor.logs(one))
-                if request["stream"] in (None, stream)
-            ]
-
-        def emit(file: File, moment: int | None, line: str) -> bool:
-            answer = {"type": "log_line", "line": line, "stream": file.stream}
-            if len(shown) > 1:
-                answer["name"] = file.name
-            if request["timestamps"] and moment is not None:
-                answer["time"] = rfc3339(moment)
-            client.send(answer)
-            return not client.blocked
-
-        lines = min(request["lines"], _MOST_LINES)
-        since = int(request["since"] * 1e9) if request["since"] is not None else None
-        every = [file for one in found for file in files(one)]
-        if not request["follow"]:
-            tail = Tail(self._supervisor.loop, every, lines, emit, client.end, since)
-            client.on_gone, client.on_drained = tail.close, tail.resume
-            return
-        belongs = self._also_later(names)
-
-        def follow_too(one: Instance) -> None:
-            if belongs(one):
-                shown.add(one.name)
-                try:
-                    follower.add(files(one))
-                except OSError as error:
-                    leave()
-                    client.finish(messages.error(f"the log of {one.name} cannot be followed: {error}"))
-
-        def leave() -> None:
-            self._supervisor.unwatch_added(follow_too)
-            follower.close()
-
-        def give_up() -> None:
-            leave()
-            client.end()
-
-        try:
-            follower = Follower(self._supervisor.loop, every, emit, lines, since, give_up)
-        except OSError as error:  # a limit of the host's; the text says which
-            raise Refused(f"cannot follow the log: {error.strerror}") from None
-        self._supervisor.watch_added(follow_too)
-        client.on_gone, client.on_drained = leave, follower.resume
-
-    def _also_later(self, names: Sequence[str]) -> Callable[[Instance], bool]:
-        """Whether an instance that is added later is meant by the names, too; they mean something now."""
-        everything = self._supervisor.instances.values()
-        processes = {name for name in names if any(name in (one.name, one.process) for one in everything)}
-        groups = set(names) - processes
-        return lambda one: not names or one.process in processes or one.definition.group in groups
+        LogRequest(self._supervisor, request, client)
 
     # Applying
 

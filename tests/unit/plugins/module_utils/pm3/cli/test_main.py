@@ -7,6 +7,7 @@ import pathlib
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -202,6 +203,79 @@ def test_log_of_nothing_and_of_nobody(pm3: Callable[..., Said], fake_agent: Any)
     fake_agent.answers["log"] = [messages.error("process not found: x")]
     said = pm3("log", "x")
     assert (said.status, said.out, said.err) == (1, "", "error: process not found: x\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("--out",), {"stream": "out"}),
+        (("--err", "web"), {"stream": "err", "name": "web"}),
+        (("--out", "--err"), {}),
+        (("-t",), {"timestamps": True}),
+        (("web", "db", "-f"), {"names": ["web", "db"], "follow": True}),
+        (("web", "-n", "2", "db", "web"), {"names": ["web", "db"], "lines": 2}),
+        (("web", "web"), {"name": "web"}),
+        (("--since", "1970-01-01T00:01:40Z"), {"since": 100.0, "lines": 10_000}),
+        (("--since", "1970-01-01T01:01:40+01:00", "--lines", "0"), {"since": 100.0, "lines": 0}),
+    ],
+)
+def test_what_log_asks_for(
+    pm3: Callable[..., Said], fake_agent: Any, words: tuple[str, ...], asked: dict[str, Any]
+) -> None:
+    pm3("log", *words)
+    assert fake_agent.requests == [{"type": "log", "lines": 15, "follow": False, **asked}]
+
+
+def test_log_since_a_while_ago(pm3: Callable[..., Said], fake_agent: Any) -> None:
+    before = time.time()
+    assert pm3("log", "--since", "10m").status == 0
+    assert before - 600 <= fake_agent.requests[0]["since"] <= time.time() - 600
+
+
+@pytest.mark.parametrize("moment", ["yesterday", "", "10 parsecs", "2026-13-01"])
+def test_log_since_nobody_knows_when(pm3: Callable[..., Said], fake_agent: Any, moment: str) -> None:
+    said = pm3("log", "--since", moment)
+    assert (said.status, said.out) == (2, "")
+    assert said.err == (
+        f"error: --since: expected a duration such as 10m or 2h, or a time such as 2026-01-31T12:00, found {moment!r}\n"
+    )
+    assert fake_agent.requests == []
+
+
+LOGGED = [
+    {"type": "log_line", "name": "web:0", "stream": "out", "line": "fine", "time": "2026-01-31T12:00:00.000+01:00"},
+    {"type": "log_line", "name": "db", "stream": "err", "line": "oh no"},
+    {"type": "log_line", "stream": "err", "line": ""},
+]
+
+
+def test_log_says_when_and_whose(pm3: Callable[..., Said], fake_agent: Any) -> None:
+    fake_agent.answers["log"] = LOGGED
+    assert pm3("log", "-t").out == "2026-01-31T12:00:00.000+01:00 [web:0] fine\n[db] oh no\n\n"
+    assert [json.loads(line) for line in pm3("log", "-t", "--json").out.splitlines()] == LOGGED
+
+
+def on_terminal(*words: str, **environ: str) -> bytes:
+    """What a command shows on a terminal."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    master, slave = pty.openpty()
+    subprocess.run([*COMMAND, *words], stdout=slave, stderr=slave, env={**kept, **environ}, check=True)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the end
+        while more := os.read(master, 4096):
+            shown += more
+    os.close(master)
+    return shown
+
+
+def test_on_a_terminal_the_lines_of_stderr_are_red(fake_agent: Any) -> None:
+    fake_agent.answers["log"] = LOGGED
+    plain = b"2026-01-31T12:00:00.000+01:00 [web:0] fine\r\n[db] oh no\r\n\r\n"
+    assert on_terminal("log") == plain.replace(b"oh no", b"\x1b[31moh no\x1b[0m")
+    assert on_terminal("log", NO_COLOR="1") == plain
+    assert on_terminal("log", TERM="dumb") == plain
+    assert b"\x1b" not in on_terminal("log", "--json")
 
 
 def test_following_ends_with_the_agent(pm3: Callable[..., Said], fake_agent: Any) -> None:
