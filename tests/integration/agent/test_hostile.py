@@ -86,7 +86,7 @@ class Victim:
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     agent = Agent(tmp_path_factory.mktemp("hostile"))
     agent.pm3("list")
-    talker = "sh -c 'i=0; while [ $i -lt 40000 ]; do echo $i-xxxxxxxxxxxxxxxxxxxxxxxxxx; i=$((i+1)); done; sleep 1000'"
+    talker = "sh -c 'seq -f %.0f-xxxxxxxxxxxxxxxxxxxxxxxxxx 40000; exec sleep 1000'"
     agent.apply(
         {
             "talker": {"command": talker, "min_uptime": 50},
@@ -94,7 +94,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         },
         "own",
     )
-    until(lambda: "39999-" in agent.log("talker-out"), "the talker has talked")
+    until(lambda: "40000-" in agent.log("talker-out"), "the talker has talked")
     one = Victim(agent)
     yield one
     agent.end()
