@@ -273,6 +273,82 @@ def test_what_its_pre_start_writes_is_no_change(agent: Agent) -> None:
     assert again(agent, pid)["restarts"] == 2
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_the_agent_writes_is_no_change(agent: Agent, linked: bool) -> None:
+    """Its whole data dir may be in the tree, as a user's is in their home, and be reached by another name."""
+    home = agent.folder
+    if linked:
+        home = agent.folder.with_name(f"{agent.folder.name}-link")
+        home.symlink_to(agent.folder)
+    pid = started(agent, command="sleep 1000", watch=str(home))["pid"]
+    for round_ in (1, 2):
+        agent.apply({"job": {"command": f"sh -c 'echo {round_}'", "restart": "never"}}, project="other")
+        until(lambda round_=round_: agent.log("job-out").split()[-1:] == [str(round_)], "the job has run")  # type: ignore[misc]
+        (agent.data_dir / f"new {round_}").write_text("as the store's journal")
+        (agent.folder / "in").write_text("x")
+        one = again(agent, pid)
+        assert (one["restarts"], one["last_exit"]["message"]) == (round_, f"{home / 'in'} changed")
+        pid = one["pid"]
+
+
+def test_a_watch_of_the_data_dir_says_that_it_is_none(agent: Agent) -> None:
+    started(agent, command="sleep 1000", watch=str(agent.data_dir))
+    assert "the agent itself writes there" in agent.ask("info", name="web")["info"]["watch_trouble"]
+
+
+def test_a_cluster_over_one_tree_restarts_once_per_burst(agent: Agent) -> None:
+    source = agent.folder / "src"
+    source.mkdir()
+    assert agent.apply({"web": {**SLEEP, **QUICK, "instances": 8, "watch": "src"}})["ok"]
+    for round_ in (1, 2):
+        for number in range(20):
+            (source / f"{round_} {number}").write_text("x")
+
+        def restarted(round_: int = round_) -> bool:
+            return all((one["restarts"], one["status"]) == (round_, "online") for one in agent.instances().values())
+
+        until(restarted, "all have restarted")
+        messages = {one["last_exit"]["message"] for one in agent.instances().values()}
+        assert messages == {f"{source / f'{round_} 0'} changed"}
+    assert len(agent.instances()) == 8
+
+
+def test_a_change_while_it_stops_is_seen_by_the_new_process_alone(agent: Agent) -> None:
+    source = agent.folder / "src"
+    source.mkdir()
+    (source / "app.conf").write_text("1\n")
+    (agent.folder / "app.sh").write_text(
+        "trap 'touch stopping; while [ ! -e go ]; do sleep 0.05; done; exit' TERM\n"
+        "cat src/app.conf\n"
+        "sleep 1000 & wait\n"
+    )
+    pid = started(agent, command="sh app.sh", watch="src", kill_timeout=15000)["pid"]
+    until(lambda: agent.log("web-out").split() == ["1"], "it waits")
+    (source / "app.conf").write_text("2\n")
+    until((agent.folder / "stopping").exists, "it stops")
+    (source / "app.conf").write_text("3\n")
+    (source / "while it stops").write_text("x")
+    (agent.folder / "go").touch()
+    pid = again(agent, pid)["pid"]
+    until(lambda: agent.log("web-out").split() == ["1", "3"], "the new process has read it")
+    (source / "afterwards").write_text("x")
+    one = again(agent, pid)
+    assert (one["restarts"], one["last_exit"]["message"]) == (2, f"{source / 'afterwards'} changed")
+
+
+def test_a_folder_that_is_missing_is_told_and_waited_for(agent: Agent) -> None:
+    source = agent.folder / "src"
+    pid = started(agent, command="sleep 1000", watch="src")["pid"]
+    sentence = f"{source} does not exist; it is watched as soon as it does"
+    assert agent.ask("info", name="web")["info"]["watch_trouble"] == sentence
+    assert sentence in (agent.data_dir / "agent.log").read_text()
+    source.mkdir()
+    (source / "app.conf").write_text("1")
+    one = again(agent, pid)
+    assert (one["restarts"], one["last_exit"]["cause"]) == (1, "watch")
+    assert "watch_trouble" not in agent.ask("info", name="web")["info"]
+
+
 def test_i3_a_stopped_instance_is_not_watched(agent: Agent) -> None:
     started(agent, command="sleep 1000", watch=True, cron_restart="* * * * * *")
     agent.ask("stop", names=["web"])

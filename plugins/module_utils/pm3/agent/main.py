@@ -87,7 +87,7 @@ class Agent:
             self._pumps,
             self._cells,
             self._manager,
-            self._path("logs"),
+            data_dir,
             self._run,
             self._boot,
             self._unseen,

@@ -57,7 +57,7 @@ class Supervisor:
         pumps: Pumps,
         cells: Cells,
         manager: ServiceManager,
-        logs: str,
+        data_dir: str,
         run: str,
         boot: str,
         ends: Callable[[], Mapping[tuple[int, int], End]],
@@ -72,8 +72,8 @@ class Supervisor:
         self.manager = manager
         self.ends = ends
         self.diagnose = diagnose
-        self.triggers = Triggers(loop, self.deliver, self.survey, logs, diagnose)
-        self._logs = logs
+        self.triggers = Triggers(loop, self.deliver, self.survey, (data_dir, run), diagnose)
+        self._logs = os.path.join(data_dir, "logs")
         self._run = run
         self._boot = boot
         self._watchers: dict[str, list[Callable[[Instance], None]]] = {}

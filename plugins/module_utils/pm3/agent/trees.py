@@ -8,49 +8,26 @@ nor who watches: that is its `Owner`, which it tells of changes, and which takes
 
 The rule that keeps it whole: watch first, look after. What happens after a folder is watched comes as an event, and what was there
 before is seen by looking, so that a folder made and filled at full speed is never missed. An event says only where to look again: when
-the queue is read the world may have gone on. Two things are watched:
-
-- the *way*: every turn on the path to the root (symbolic links, folders that may be moved), so that a missing, replaced or switched
-  root is followed. Each of these is watched by its own inode, for a folder's names would wake us for everybody's files in /tmp;
-- the *folders* from the root on. A folder that leaves is cut off at once, and its watches are given back step by step.
+the queue is read the world may have gone on. A folder that leaves is cut off at once, and its watches are given back step by step. Where
+the root is at all is followed by its `Way`, beside what the kernel watches (kernel_watches.py).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Callable, Protocol
 
 from ..model.patterns import Ignores
-from .inotify import (
-    ADD,
-    ATTRIB,
-    CLOSE_WRITE,
-    CREATE,
-    DELETE,
-    DELETE_SELF,
-    DONT_FOLLOW,
-    EXCLUDE_UNLINKED,
-    IS_FOLDER,
-    MODIFY,
-    MOVE_SELF,
-    MOVED_FROM,
-    MOVED_TO,
-    ONLY_FOLDER,
-    Inotify,
-)
+from .inotify import CLOSE_WRITE, CREATE, DELETE, DONT_FOLLOW, IS_FOLDER, MOVED_FROM, MOVED_TO, ONLY_FOLDER
+from .kernel_watches import CONTENT, GONE, Kernel, Moving, Way
 
-_CONTENT = MODIFY | CLOSE_WRITE | CREATE | DELETE | MOVED_FROM | MOVED_TO
-_SELF = DELETE_SELF | MOVE_SELF
 _APPEAR = CREATE | MOVED_TO
 _VANISH = DELETE | MOVED_FROM
-_ENTRIES = 256  # entries of a folder that are looked at in one step
-_LINKS = 40  # symbolic links on one path, as path_resolution(7) has it
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_ENTRIES = 64  # entries of a folder that are looked at in one step
 _LIMITS = ("fs.inotify.max_user_watches", "user.max_inotify_watches")  # of the machine, of this user namespace
 
 
@@ -68,82 +45,8 @@ class Folder:
         self.fresh = fresh  # it has come since the tree is watched: each file in it is a change
         self.files = False  # there were files in it or below
 
-
-class Kernel:
-    """The one inotify instance, and what its watches stand for. The kernel has one watch per inode, however many trees it is in."""
-
-    def __init__(self) -> None:
-        self.inotify: Inotify | None = None
-        self.folders: dict[int, list[Folder]] = {}
-        self.ways: dict[
-            int, dict[bytes, dict[Tree, None]]
-        ] = {}  # by the name in the folder that matters, b"": it itself
-
-    def open(self) -> int:
-        """The descriptor to listen on. Raises OSError."""
-        if self.inotify is None:
-            self.inotify = Inotify()
-        return self.inotify.fd
-
-    def close(self) -> None:
-        """All watches end at once."""
-        if self.inotify is not None:
-            self.inotify.close()
-            self.inotify = None
-        self.folders.clear()
-        self.ways.clear()
-
-    def watch_folder(self, folder: Folder, path: bytes, flags: int) -> bool:
-        """Watches it at that path; whether that is the inode that was watched before. Raises OSError."""
-        watch = self._watch(path, _CONTENT | EXCLUDE_UNLINKED | flags)
-        if watch == folder.watch:
-            return True
-        self.forget_folder(folder)
-        folder.watch = watch
-        self.folders.setdefault(watch, []).append(folder)
-        return False
-
-    def forget_folder(self, folder: Folder) -> None:
-        watch, folder.watch = folder.watch, -1
-        folders = self.folders.get(watch)
-        if folders is not None:
-            folders.remove(folder)
-            if not folders:
-                del self.folders[watch]
-                self._forget(watch)
-
-    def watch_way(self, tree: Tree, path: bytes, mask: int, name: bytes = b"") -> int:
-        watch = self._watch(path, mask | DONT_FOLLOW)
-        self.ways.setdefault(watch, {}).setdefault(name, {})[tree] = None
-        tree.way.append((watch, name))
-        return watch
-
-    def forget_way(self, tree: Tree) -> None:
-        for watch, name in tree.way:
-            names = self.ways.get(watch, {})
-            trees = names.get(name, {})
-            trees.pop(tree, None)
-            if not trees:
-                names.pop(name, None)
-            if not names and watch in self.ways:
-                del self.ways[watch]
-                self._forget(watch)
-        tree.way.clear()
-
-    def _watch(self, path: bytes, mask: int) -> int:
-        if self.inotify is None:
-            raise OSError(errno.EBADF, "nothing is watched any more")
-        return self.inotify.watch(path, mask | ADD)
-
-    def _forget(self, watch: int) -> None:
-        if self.inotify is not None and watch not in self.folders and watch not in self.ways:
-            self.inotify.forget(watch)
-
-    def ended(self, watch: int) -> set[Tree]:
-        """The kernel has ended a watch; the trees that have to look at their way again."""
-        for folder in self.folders.pop(watch, ()):
-            folder.watch = -1
-        return {tree for trees in self.ways.pop(watch, {}).values() for tree in trees}
+    def event(self, mask: int, name: bytes) -> None:
+        self.tree.event(self, mask, name)
 
 
 class Owner(Protocol):
@@ -178,7 +81,7 @@ class Tree:
         self._also_ignore = also_ignore
         self.troubles: dict[str, str] = {}  # by kind
         self._said: set[str] = set()
-        self.way: list[tuple[int, bytes]] = []
+        self._way = Way(kernel, self._bytes, self._way_changed)
         self.top: Folder | None = None
         self._first = True  # it has not been looked for yet: what there is, is no change
         self._lost = True  # its way is to be followed again
@@ -219,14 +122,9 @@ class Tree:
             self._to_visit.append((self.top, True, fresh))
         self._owner.wake()
 
-    def way_changed(self) -> None:
-        """It is to be looked where the root is now."""
-        self._lost = True
-        self._owner.wake()
-
     def end(self) -> None:
         """Gives everything back; `work` does it."""
-        self._kernel.forget_way(self)
+        self._way.forget()
         self._to_visit.clear()
         self._lost = self._visiting = False
         self._visit = iter(())
@@ -237,19 +135,28 @@ class Tree:
 
     # The way to the root
 
+    def _way_changed(self) -> None:
+        """It is to be looked where the root is now."""
+        self._lost = True
+        self._owner.wake()
+
     def _look_for_root(self) -> None:
         self._lost = False
-        self._kernel.forget_way(self)
+        self._way.forget()
         try:
-            watch = self._follow()
-        except _Moving:
+            watch = self._way.follow()
+        except Moving:
             self._lost = True
             return
         except OSError as error:
             self._trouble("root", f"{self.root} cannot be watched: {error.strerror}")
             watch = None
-        if watch is not None:
-            self.troubles.pop("root", None)
+        else:
+            if watch is None:
+                sentence = f"{self.root} does not exist; it is watched as soon as it does"
+                self._trouble("root", sentence, say=self._first)
+            else:
+                self.troubles.pop("root", None)
         top = self.top
         if watch is None or top is None or top.watch != watch:
             self.top = None
@@ -262,73 +169,6 @@ class Tree:
                 self.top = Folder(self, None, b"", not self._first)
                 self._to_visit.append((self.top, False, True))
         self._first = False
-
-    def _follow(self) -> int | None:
-        """Watches every turn of the way. The watch of what the root leads to, None: to nothing (yet). Raises OSError, _Moving."""
-        names = list(reversed(self._bytes.split(b"/")))
-        at, links, watch = b"/", 0, -1
-        while names:
-            name = names.pop()
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                at = os.path.dirname(at)
-                continue
-            entry = os.path.join(at, name)
-            found = _look(entry)
-            if found is None:
-                self._missing(at, name)
-                return None
-            watch = self._turn(entry, _SELF | (0 if stat.S_ISDIR(found.st_mode) else ATTRIB))
-            self._still(entry, found)
-            if stat.S_ISLNK(found.st_mode):
-                links += 1
-                if links > _LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                target = os.readlink(entry)
-                names += reversed(target.split(b"/"))
-                at = b"/" if target.startswith(b"/") else at
-            elif stat.S_ISDIR(found.st_mode):
-                at = entry
-            elif names:
-                raise OSError(errno.ENOTDIR, f"{os.fsdecode(entry)} is not a folder")
-            else:
-                return watch
-        watch = self._turn(at, _SELF)  # once more: a link may have led up or to the root of all
-        self._guard(at)
-        return watch
-
-    def _missing(self, at: bytes, name: bytes) -> None:
-        sentence = f"{self.root} does not exist; it is watched as soon as it does"
-        self._kernel.watch_way(self, at, _APPEAR | ONLY_FOLDER, name)
-        self._guard(at)
-        self._still(os.path.join(at, name), None)
-        self._trouble("root", sentence, say=self._first)
-
-    def _guard(self, folder: bytes) -> None:
-        """A folder that a process still works in (`rmdir` of its cwd) is deleted without a word from itself; its parent tells."""
-        if folder != b"/":
-            found = os.lstat(folder)
-            self._turn(os.path.dirname(folder), DELETE | MOVED_TO, os.path.basename(folder))
-            self._still(folder, found)
-
-    def _turn(self, path: bytes, mask: int, name: bytes = b"") -> int:
-        try:
-            return self._kernel.watch_way(self, path, mask, name)
-        except OSError as error:
-            if error.errno in _GONE:
-                raise _Moving from error
-            return -1  # a folder above that we may pass but not read, or no more watches: the root itself matters more
-
-    def _still(self, entry: bytes, found: os.stat_result | None) -> None:
-        """Raises _Moving when the entry is not any more what was found before it was watched."""
-        now = _look(entry)
-        if now is None or found is None:
-            same = now is found
-        else:
-            same = os.path.samestat(now, found) and stat.S_IFMT(now.st_mode) == stat.S_IFMT(found.st_mode)
-        if not same:
-            raise _Moving
 
     # The folders
 
@@ -372,14 +212,16 @@ class Tree:
                         self._owner.changed(self._absolute(inner))
                 if not number % _ENTRIES:
                     yield
-        for name, child in gone.items():
+        for number, (name, child) in enumerate(gone.items(), 1):
+            if not number % _ENTRIES:
+                yield
             if folder.children and folder.children.get(name) is child:
                 self._cut(child)
 
     def _not_watched(self, folder: Folder, path: bytes, error: OSError) -> None:
         if folder.parent is not None:
             self._cut(folder)
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return  # an event about it is on its way
         name = path.decode("utf-8", "replace")
         if error.errno == errno.ENOSPC:
@@ -418,7 +260,7 @@ class Tree:
 
     def event(self, folder: Folder, mask: int, name: bytes) -> None:
         """What the kernel tells of a folder."""
-        if not mask & _CONTENT or (folder.files and not mask & IS_FOLDER and not self._owner.listening()):
+        if not mask & CONTENT or (folder.files and not mask & IS_FOLDER and not self._owner.listening()):
             return
         place = self._place(folder)
         if place is None:
@@ -430,7 +272,7 @@ class Tree:
             _has_files(folder)
             # Whoever opens a file for writing and only reads closes it like a writer (W43); MODIFY has told of all
             # writes but those of mmap(2), and those too show in the file's times.
-            if mask & ~CLOSE_WRITE & _CONTENT or self._written(self._path(inner)):
+            if mask & ~CLOSE_WRITE & CONTENT or self._written(self._path(inner)):
                 self._owner.changed(self._absolute(inner))
 
     def _folder_event(self, folder: Folder, mask: int, name: bytes, place: bytes) -> None:
@@ -491,10 +333,6 @@ def moment() -> int:
     return time.time_ns()
 
 
-class _Moving(Exception):
-    """The way has changed while it was followed."""
-
-
 def _has_files(folder: Folder | None) -> None:
     while folder is not None and not folder.files:
         folder.files = True
@@ -506,13 +344,6 @@ def _times(path: bytes) -> os.stat_result | None:
         return os.stat(path)
     except OSError:
         return None  # gone, which an event tells, or a link that leads nowhere
-
-
-def _look(path: bytes) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except FileNotFoundError:
-        return None
 
 
 def _limit_sentence(root: str) -> str:

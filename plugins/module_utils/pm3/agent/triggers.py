@@ -10,6 +10,7 @@ trigger means is the machine's affair (`machine.Tripped`).
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -49,18 +50,20 @@ class Triggers:
         loop: Loop,
         deliver: Deliver,
         survey: Callable[[], Survey],
-        logs: str,
+        own: tuple[str, ...],
         diagnose: Callable[[str], None],
     ) -> None:
-        """`logs` is the folder in which the agent itself writes, and of which a watched tree may be the parent."""
+        """`own` are the folders in which the agent itself writes. They may be in a watched tree: nothing in them is a change."""
         self._deliver = deliver
         self._diagnose = diagnose
         self._set: dict[Instance, _Set] = {}
         self._clock = WallClock(loop)
         self._clock.stepped.append(self._schedule_anew)
-        self._logs = logs
+        self._own = {*own, *map(os.path.realpath, own)}
+        self._below_own = tuple(f"{folder}/" for folder in self._own)
+        self._own_names = tuple(f"/{os.path.basename(folder)}" for folder in self._own)
         self._named: set[str] = set()
-        self._watches = Watches(loop, diagnose, self._is_log)
+        self._watches = Watches(loop, diagnose, self._is_own)
         self._limits = MemoryLimits(loop, survey)
 
     def update(self, instance: Instance, there: bool = True) -> None:
@@ -92,16 +95,25 @@ class Triggers:
 
     def writes(self, paths: Iterable[str]) -> None:
         """These files are logs, whether they are in the logs folder or not: what the agent writes is no change."""
-        self._named.update(path for path in paths if not path.startswith(self._logs + "/"))
+        self._named.update(path for path in paths if not path.startswith(self._below_own))
 
-    def _is_log(self, path: str) -> bool:
-        if path == self._logs or path.startswith(self._logs + "/"):
+    def _is_own(self, path: str) -> bool:
+        """The agent writes there itself: were that a change, each restart would cause the next."""
+        if path in self._own or path.startswith(self._below_own):
             return True
+        if path.endswith(self._own_names) and os.path.realpath(path) in self._own:
+            return True  # the root leads to it through a symbolic link
         return path in self._named or _ROTATED.sub("", path) in self._named
 
     def trouble(self, instance: Instance) -> str | None:
         """Why its files cannot all be watched, or None."""
-        return self._watches.trouble(instance.name) if instance in self._set else None
+        found = self._set.get(instance)
+        if found is None or found.watch is None:
+            return None
+        root = found.watch[0]
+        if root in self._own or root.startswith(self._below_own):
+            return f"{root} is not watched: the agent itself writes there; watch a folder outside its data dir"
+        return self._watches.trouble(instance.name)
 
     # Time
 

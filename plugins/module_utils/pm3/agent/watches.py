@@ -17,8 +17,9 @@ from functools import partial
 from typing import Callable
 
 from .inotify import ATTRIB, CREATE, DELETE, DELETE_SELF, IGNORED, MOVE_SELF, MOVED_FROM, MOVED_TO, OVERFLOW
+from .kernel_watches import Kernel
 from .loop import READ, Loop, Timer
-from .trees import Kernel, Tree, moment
+from .trees import Tree, moment
 
 DELAY = 0.5  # seconds from the first change of a burst until it is told
 LINGER = (
@@ -28,7 +29,7 @@ _PATIENCE = 5.0  # seconds more that a burst waits for folders that are still lo
 _PAUSE = 0.05  # seconds from one reading of events to the next
 _STEP = 0.005  # seconds of scanning in one turn of the loop
 _FEW = 32  # events of any size fit in one reading; fewer than that were all
-_READS = 4  # times 16 KiB of events in one turn
+_READS = 2  # times 16 KiB of events in one turn
 _ALL_READS = 64  # ... when all that happened until now is to be known
 _NAMES = CREATE | DELETE | MOVED_FROM | MOVED_TO
 _SELF = ATTRIB | DELETE_SELF | MOVE_SELF
@@ -174,8 +175,8 @@ class Watches:
 
     def _end(self, shared: _Shared) -> None:
         del self._shared[shared.like]
-        shared.tree.end()
-        if not self._shared:
+        shared.tree.end()  # step by step: ending thousands of the kernel's watches at once takes long
+        if not self._listening:
             self._close_kernel()
 
     # The kernel's news
@@ -229,15 +230,15 @@ class Watches:
     def _event(self, watch: int, mask: int, name: bytes) -> None:
         kernel = self._kernel
         if mask & IGNORED:
-            for tree in kernel.ended(watch):
-                tree.way_changed()
+            for way in kernel.ended(watch):
+                way.changed()
             return
         names = kernel.ways.get(watch)
         if names and (mask & _NAMES if name else mask & _SELF):
-            for tree in names.get(name, ()):
-                tree.way_changed()
+            for way in names.get(name, ()):
+                way.changed()
         for folder in kernel.folders.get(watch, ()):
-            folder.tree.event(folder, mask, name)
+            folder.event(mask, name)
 
     def _overflow(self) -> None:
         """The kernel has dropped events. Anything may have happened."""
@@ -270,6 +271,8 @@ class Watches:
                 self._busy[shared] = None
         if self._busy:
             self._step_later()
+        elif not self._shared:
+            self._close_kernel()
 
     # Telling
 
@@ -278,9 +281,11 @@ class Watches:
         shared.quiet.clear()
         self._loop.after(DELAY, partial(self._over, shared, burst))
 
-    def _over(self, shared: _Shared, burst: _Burst) -> None:
-        self._read(_ALL_READS)
-        if shared.tree.busy():
+    def _over(self, shared: _Shared, burst: _Burst, reads: int = _ALL_READS) -> None:
+        """Reads all that has happened until now, in as many turns as it takes, then tells."""
+        if self._read(_READS) and reads > _READS:
+            self._loop.after(0, partial(self._over, shared, burst, reads - _READS))
+        elif shared.tree.busy():
             shared.due.append(burst)
             burst.timer = self._loop.after(_PATIENCE, partial(self._tell, shared, burst))
         else:
