@@ -14,7 +14,7 @@ description:
   - Brings the agent of this collection to a host, has it started now and at every boot, and upgrades it in place, without a restart of
     any process that it keeps.
   - The agent is packed on the controller. Where the host has it already nothing is sent.
-  - Most users want the role C(pm3.fleet.agent), which also makes the admin group and installs C(psutil).
+  - Most users want the role C(pm3.fleet.agent), which also makes the admin group and an unprivileged user for programs.
 author:
   - pm3.fleet maintainers (@pm3-fleet)
 extends_documentation_fragment:

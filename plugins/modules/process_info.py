@@ -158,14 +158,30 @@ instances:
       description: For how many seconds it has been running.
       type: int
       sample: 86400
+    since:
+      description: Since when it has had this status, in seconds since the epoch.
+      type: float
+      sample: 1793000000.0
     restarts:
-      description: Restarts after failures since it was last stable.
+      description: >-
+        Restarts, those by hand included. An end of its own after it has lived for C(min_uptime) makes it begin at 0 again, and so does
+        a definition that replaces it.
       type: int
       sample: 0
     total_restarts:
-      description: Restarts after failures at all.
+      description: Restarts since it was created, whatever the reason.
       type: int
       sample: 2
+    cpu_percent:
+      description: What all of its processes together use, in percent of one CPU.
+      returned: if it runs
+      type: float
+      sample: 1.5
+    memory_bytes:
+      description: Resident memory of all of its processes together. What they share is counted for each of them.
+      returned: if it runs
+      type: int
+      sample: 31457280
     wanted:
       description: Whether it is to run. V(false) after it was stopped on purpose.
       type: bool
@@ -175,9 +191,39 @@ instances:
       type: str
       sample: web
     last_exit:
-      description: How it ended the last time, V(null) if it never did.
+      description: >-
+        How it ended the last time, with secrets masked. V(null) if it never did, or if it has been replaced since (rolled, reloaded).
       type: dict
-      sample: {"cause": "exit", "code": 3, "signal": null, "message": "exited with code 3"}
+      contains:
+        cause:
+          description: >-
+            V(exit), V(signal), V(oom) (ended by the kernel, for want of memory), V(spawn) (it could not be started, or its C(pre_start)
+            failed), V(user) (stopped on purpose), V(memory) (above C(max_memory)), V(watch), V(cron), V(probe) (its C(liveness_check)
+            failed), or V(unknown) (it ended unseen, while no agent ran).
+          type: str
+          sample: exit
+        code:
+          description: The exit code, V(null) if there is none.
+          type: int
+          sample: 3
+        signal:
+          description: The number of the signal that ended it, V(null) if none did.
+          type: int
+          sample: 9
+        message:
+          description: The same in words.
+          type: str
+          sample: exited with code 3
+        at:
+          description: When, in seconds since the epoch.
+          type: float
+          sample: 1793000000.0
+        log_tail:
+          description: >-
+            If it ended badly, the last lines that it had written to stderr, or if there were none, to stdout.
+          type: list
+          elements: str
+          sample: ["Traceback (most recent call last):", "KeyError: 'PORT'"]
     stdout_log:
       description: The file that its output goes to.
       type: str

@@ -207,7 +207,10 @@ in_progress:
   type: bool
   sample: false
 instances:
-  description: One row for each instance, those that did not change included, in the order in which they were changed.
+  description:
+    - One row for each instance, those that did not change included, in the order in which they were changed.
+    - In check mode RV(instances[].name), RV(instances[].action), RV(instances[].changed), RV(instances[].changes) and
+      RV(instances[].reason) are those of the run; counters and the last exit are those of now.
   returned: always
   type: list
   elements: dict
@@ -239,9 +242,49 @@ instances:
       type: int
       sample: 4711
     restarts:
-      description: How often it was restarted after failures.
+      description: >-
+        Restarts, those by hand included. An end of its own after it has lived for C(min_uptime) makes it begin at 0 again, and so does
+        a definition that replaces it.
       type: int
       sample: 0
+    total_restarts:
+      description: Restarts since it was created, whatever the reason.
+      type: int
+      sample: 2
+    last_exit:
+      description: >-
+        How it ended the last time, with secrets masked. V(null) if it never did, or if it has been replaced since (rolled, reloaded).
+      type: dict
+      contains:
+        cause:
+          description: >-
+            V(exit), V(signal), V(oom) (ended by the kernel, for want of memory), V(spawn) (it could not be started, or its C(pre_start)
+            failed), V(user) (stopped on purpose), V(memory) (above C(max_memory)), V(watch), V(cron), V(probe) (its C(liveness_check)
+            failed), or V(unknown) (it ended unseen, while no agent ran).
+          type: str
+          sample: exit
+        code:
+          description: The exit code, V(null) if there is none.
+          type: int
+          sample: 3
+        signal:
+          description: The number of the signal that ended it, V(null) if none did.
+          type: int
+          sample: 9
+        message:
+          description: The same in words.
+          type: str
+          sample: exited with code 3
+        at:
+          description: When, in seconds since the epoch.
+          type: float
+          sample: 1793000000.0
+        log_tail:
+          description: >-
+            If it ended badly, the last lines that it had written to stderr, or if there were none, to stdout.
+          type: list
+          elements: str
+          sample: ["Traceback (most recent call last):", "KeyError: 'PORT'"]
     reason:
       description: Why it was changed, or why that failed, in words.
       type: str

@@ -9,22 +9,35 @@ The tables are written by this test: PM3_WRITE_DOCS=1 make unit ARGS="-k test_do
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pathlib
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import shaping
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli import main as cli
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli.main import COMMANDS, Argument
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.formats import pm3_toml
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import definition, kinds, loading, rows
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import (
+    definition,
+    kinds,
+    life,
+    loading,
+    machine,
+    patterns,
+    rows,
+)
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import FIELDS, Effect, Field
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import plan
 
 ROOT = pathlib.Path(__file__).parents[2]
-README, REFERENCE, TYPED = ROOT / "README.md", ROOT / "docs" / "fields.md", ROOT / "docs" / "commands.md"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+REFERENCE, TYPED, LIFE, LOGS = (DOCS / f"{name}.md" for name in ("fields", "commands", "supervision", "logs"))
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 MODULES = ("agent", "processes", "process_info")
 
@@ -171,6 +184,77 @@ def test_toml_examples_load(text: str) -> None:
     assert definition.cautions(pm3_toml.parse(text, "example")) == []
 
 
+def test_every_field_is_told_of() -> None:
+    """Not only in its row: in an example, or in a sentence of one of the pages."""
+    texts = [_TABLE.sub("", page.read_text(encoding="utf-8")) for page in PAGES]
+    for row in FIELDS.values():
+        name = "env_prod" if row.name == "environments" else row.name
+        assert any(re.search(rf"^{name} = |`{name}\b", text, re.MULTILINE) for text in texts), name
+
+
+# --- facts that are in the code, too ---------------------------------------------------------------------------------
+
+
+def section(page: pathlib.Path, heading: str) -> str:
+    text = page.read_text(encoding="utf-8")
+    return text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def first_words(text: str) -> list[str]:
+    """What is in the first cell of each row of the tables, without the heading."""
+    return [
+        word for cell in re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE) for word in re.findall("`(.*?)`", cell)
+    ]
+
+
+def test_states_and_causes_are_those_of_the_machine() -> None:
+    states = section(LIFE, "Status")
+    assert set(first_words(states)) == {status.value for status in life.Status}
+    assert {phase.value for phase in life.Phase} <= set(re.findall(r"`(\w+)`", states))
+    assert set(first_words(section(LIFE, "Why it ended"))) == {cause.value for cause in life.Cause}
+
+
+def test_pauses_are_those_of_the_machine() -> None:
+    text = section(LIFE, "Pauses, and when it is given up")
+    said = text.partition("doubles: ")[2].partition(", then always")[0]
+    pauses = [machine.backoff(failures) for failures in range(30)]
+    assert [machine.FIRST_BACKOFF, *map(float, said.split(", "))] == [
+        one for one in pauses if one < machine.LONGEST_BACKOFF
+    ]
+    assert f"then always {machine.LONGEST_BACKOFF:g}." in text
+
+
+def test_rows_are_as_they_are_documented() -> None:
+    module = importlib.import_module("ansible_collections.pm3.fleet.plugins.modules.processes")
+    shown = yaml.safe_load(module.RETURN)["instances"]["contains"]
+    (one,) = plan("shop", loading.load({"web": {"command": "web"}}, base="/srv"), [], cpus=1).rows
+    assert list(shown) == list(rows.row(one, "online"))
+    causes = {cause.value for cause in life.Cause}
+    for name in ("processes", "process_info"):
+        module = importlib.import_module(f"ansible_collections.pm3.fleet.plugins.modules.{name}")
+        last = yaml.safe_load(module.RETURN)["instances"]["contains"]["last_exit"]["contains"]
+        assert set(re.findall(r"V\((\w+)\)", last["cause"]["description"])) == causes
+
+
+def test_what_a_watch_leaves_out_is_told() -> None:
+    text = (
+        section(REFERENCE, "Restarts for reasons of its own")
+        .partition("Left out in any\n  case: ")[2]
+        .partition(". ")[0]
+    )
+    assert re.findall("`(.*?)`", text) == list(patterns.DEFAULT_IGNORES)
+
+
+def test_a_record_of_a_json_log_is_as_shown() -> None:
+    (text,) = [block.values[0] for block in blocks("json") if str(block.id).startswith("docs/logs.md")]
+    shown = json.loads(text)
+    made = shaping.Json(shown["name"], shown["process"], shown["stream"], None)
+    record = json.loads(made.shape(shown["line"].encode() + b"\n", True, False, time.time_ns()))
+    assert list(record) == list(shown)
+    assert record | {"time": ""} == shown | {"time": ""}
+    assert {*shown, "partial"} == set(first_words(section(LOGS, "Shape")))
+
+
 def documented(module: str) -> dict[str, Any]:
     """The options that a task may give to one of our modules."""
     package = "ansible_collections.pm3.fleet.plugins"
@@ -274,8 +358,21 @@ def test_commands_and_links_are_there(page: pathlib.Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= targets
     assert set(re.findall(r"`pm3 ([a-z]+)", text)) <= set(COMMANDS)
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    for link, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]+))?\)", text):
         assert (page.parent / link).exists(), link
+        assert not anchor or anchor in anchors(page.parent / link if link else page), f"{link}#{anchor}"
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """What a link can point to: the headings of a page, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    for page in PAGES:
+        assert page == README or f"]({page.relative_to(ROOT)}" in text, page
 
 
 def test_every_plugin_is_in_the_readme() -> None:

@@ -491,3 +491,53 @@ def test_facts_of_a_lifetime(agent: Agent) -> None:
     (shown,) = json.loads(agent.pm3("--json", "list").stdout)["processes"]
     assert shown["last_exit"] == last
     assert agent.ask("info", name="web")["info"]["exit_code"] == 3
+
+
+def test_facts_of_a_lifetime_are_in_every_row(agent: Agent) -> None:
+    """As `list` shows them, whether something was done or not; in a plan as they are now."""
+    definitions = {
+        "web": {**QUICK, "command": "sleep 1000"},
+        "job": {**QUICK, "command": "sh -c 'test ! -e bad'", "restart": "never"},
+    }
+    assert [row["last_exit"] for row in agent.apply(definitions)["instances"] if row["name"] == "web"] == [None]
+    pid = agent.pids()["web"]
+    os.kill(pid, 9)
+    again(agent, pid)
+    (agent.folder / "bad").touch()
+    definitions["job"]["command"] += " "
+    done = agent.apply(definitions)
+    listed = agent.instances()
+    planned = agent.ask("plan", project="shop", definitions=definitions, base=str(agent.folder))["instances"]
+    for rows in (done["instances"], planned):
+        for row in rows:
+            for fact in ("restarts", "total_restarts", "last_exit"):
+                assert row[fact] == listed[row["name"]][fact], (row, fact)
+    (web,) = [row for row in done["instances"] if row["name"] == "web"]
+    assert (web["action"], web["total_restarts"], web["last_exit"]["signal"]) == ("none", 1, 9)
+    (job,) = [row for row in done["instances"] if row["name"] == "job"]
+    assert (job["action"], job["last_exit"]["code"]) == ("failed", 1)
+
+
+def test_no_row_tells_a_secret_that_a_process_or_a_check_told(agent: Agent) -> None:
+    talkative = {
+        **QUICK,
+        "command": "sh -c 'echo $TOKEN >&2; exit 3'",
+        "restart": "never",
+        "secrets": {"TOKEN": "correct-horse"},
+    }
+    checked = {
+        **QUICK,
+        "command": "sleep 1000",
+        "readiness_check": "exec://sh -c 'echo $TOKEN; exit 1'",
+        "readiness_timeout": "100ms",
+        "secrets": {"TOKEN": "battery-staple"},
+    }
+    done = agent.apply({"web": talkative})
+    (row,) = done["instances"]
+    assert row["last_exit"]["log_tail"] == row["log_tail"] == ["********"]
+    # What was said with the old secret is not told when there is a new one.
+    done = agent.apply({"web": {**talkative, "secrets": {"TOKEN": "new"}}}, state="stopped")
+    assert "correct-horse" not in json.dumps([done, agent.instances()])
+    done = agent.apply({"web": checked})
+    assert "(exited with code 1: ********)" in done["instances"][0]["reason"]
+    assert "battery-staple" not in json.dumps(done)

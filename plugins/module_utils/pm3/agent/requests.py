@@ -168,9 +168,7 @@ class Requests:
 
     def _plan(self, request: Document, _peer: Peer, client: Client) -> None:
         found = self._planned(request, _desired(request))
-        predicted = [
-            rows.row(change, _predicted(change, found.state, self._status(change.name))) for change in found.rows
-        ]
+        predicted = [self._foreseen(change, found.state) for change in found.rows]
         client.finish(self._result(request, found, predicted, self._projects.revision(request["project"], found)))
 
     def _apply(self, request: Document, peer: Peer, client: Client) -> None:
@@ -192,7 +190,8 @@ class Requests:
             walk = walks.Apply(self._supervisor, found, project, request["path"], on_row=progress(request, client))
             after = self._projects.revision(project, found)
             if not request["wait"]:
-                begun = [rows.row(one, self._status(one.name)) for one in found.rows]
+                everything = self._supervisor.instances
+                begun = [views.row(self._supervisor, one, everything.get(one.name)) for one in found.rows]
                 client.finish(self._result(request, found, begun, after, in_progress=True))
             if changed:
                 self._projects.keep(project, found, request["label"], peer.uid)
@@ -220,8 +219,11 @@ class Requests:
             only=request["only"],
         )
 
-    def _status(self, name: str) -> str:
-        return self._supervisor.instances[name].life.status.value if name in self._supervisor.instances else "absent"
+    def _foreseen(self, change: Change, state: State) -> rows.Row:
+        """The row that the change will have, as far as that is known: counters and the last exit are those of now."""
+        made = views.row(self._supervisor, change, self._supervisor.instances.get(change.name))
+        pid = made["pid"] if change.action in (Action.NONE, Action.UPDATED) else None
+        return {**made, "status": _predicted(change, state, made["status"]), "pid": pid}
 
     def _result(
         self, request: Document, found: Plan, made: list[rows.Row], revision: int, in_progress: bool = False

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Callable
 
-from ..model import checks, machine
+from ..model import checks, machine, rows
 from ..model.life import Cause, Check, End, Work
 from ..model.life import Timer as Kind
 from ..model.machine import Event
@@ -190,10 +190,13 @@ class Supervisor:
         return out, err
 
     def last_words(self, instance: Instance) -> tuple[str, ...]:
-        """The last lines that it wrote since it was last started: to stderr, or if there are none, to stdout."""
+        """The last lines that it wrote since it was last started: to stderr, or if there are none, to stdout. Without secrets."""
         (out, err), (out_start, err_start) = self.logs(instance), instance.log_starts
         lines = last_lines(err.path, _LAST_WORDS, since=err_start)
-        return tuple(lines or last_lines(out.path, _LAST_WORDS, since=out_start))
+        lines = lines or last_lines(out.path, _LAST_WORDS, since=out_start)
+        # Now: they are kept, and a definition that comes later knows other secrets.
+        secrets = instance.definition.secrets.values()
+        return tuple(rows.masked(line, secrets) for line in lines)
 
     def empty_logs(self, instances: Iterable[Instance], done: Callable[[list[str]], None]) -> None:
         """Empties their logs and removes the rotated ones; `done` gets a sentence for each that could not be."""

@@ -11,7 +11,7 @@ from typing import Any
 from ..model import placeholders, rows
 from ..model.definition import FIELDS, Definition
 from ..model.life import Phase
-from ..model.plan import MASK
+from ..model.plan import MASK, Change
 from .instance import Instance
 from .output import last_lines
 from .store import Revision
@@ -121,6 +121,14 @@ def end(supervisor: Supervisor, instance: Instance) -> Document | None:
         "at": supervisor.moment(one.at),
         "log_tail": [rows.masked(line, secrets) for line in one.tail],
     }
+
+
+def row(supervisor: Supervisor, change: Change, instance: Instance | None) -> rows.Row:
+    """A change as a result row, with what is known of its instance now; None: there is none."""
+    if instance is None:
+        return rows.row(change, "absent")
+    life, last = instance.life, end(supervisor, instance)
+    return rows.row(change, life.status.value, instance.pid, life.restarts, life.total_restarts, last)
 
 
 def is_online(instance: Instance) -> bool:

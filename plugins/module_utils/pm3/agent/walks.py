@@ -18,6 +18,7 @@ from ..model import rows as result_rows
 from ..model.definition import Definition
 from ..model.life import Phase, Policy
 from ..model.plan import Action, Change, Plan, State
+from . import views
 from .instance import Instance, has_completed
 from .loop import Timer
 from .supervisor import Supervisor
@@ -304,24 +305,21 @@ class Apply:
 
     def _row(self, change: Change, reached: bool = True) -> None:
         instance = self.supervisor.instances.get(change.name)
-        status = instance.life.status.value if instance is not None else "absent"
-        pid, restarts = (instance.pid, instance.life.restarts) if instance is not None else (None, 0)
-        made = result_rows.row(change, status, pid, restarts)
+        made = views.row(self.supervisor, change, instance)
         if not reached and change.action is not Action.NONE:
             made = result_rows.skipped(made, f"not reached: {self.failures[0]} failed")
         self._tell(made)
 
     def _fail(self, change: Change, instance: Instance, why: str) -> None:
         self.failures.append(change.name)
-        made = result_rows.row(change, instance.life.status.value, instance.pid, instance.life.restarts)
+        made = views.row(self.supervisor, change, instance)
         self._tell(result_rows.failed(made, why, self._last_words(instance)))
 
     def _last_words(self, instance: Instance) -> list[str]:
         """The output of its end, as it was told; of one that runs, the newest."""
         end = instance.life.end
         lines = end.tail if end is not None and instance.running is None else self.supervisor.last_words(instance)
-        secrets = list(instance.definition.secrets.values())
-        return [result_rows.masked(line, secrets) for line in lines]
+        return [_masked(line, instance) for line in lines]
 
     def _tell(self, made: result_rows.Row) -> None:
         self.rows[made["name"]] = made
@@ -329,13 +327,18 @@ class Apply:
 
 
 def why_failed(instance: Instance) -> str:
+    """In words, without secrets: the command of a check may have said one."""
     life = instance.life
     if life.phase is Phase.UNHEALTHY:
         check = f"{life.checks[0].value} has not passed in time" if life.checks else "it is unhealthy"
-        return f"did not become ready: {check}" + (f" ({life.complaint})" if life.complaint else "")
+        return f"did not become ready: {check}" + (f" ({_masked(life.complaint, instance)})" if life.complaint else "")
     if not instance.wanted:
         return _STOPPED_MEANWHILE
-    return str(life.end) if life.end is not None else f"is {life.status.value}"
+    return _masked(str(life.end), instance) if life.end is not None else f"is {life.status.value}"
+
+
+def _masked(text: str, instance: Instance) -> str:
+    return result_rows.masked(text, instance.definition.secrets.values())
 
 
 def stop_in_order(

@@ -17,8 +17,15 @@ from .plan import MASK, Action, Change, FieldChange, said
 Row = dict[str, Any]
 
 
-def row(change: Change, status: str, pid: int | None = None, restarts: int = 0) -> Row:
-    """A change as a result row, as if it had succeeded."""
+def row(
+    change: Change,
+    status: str,
+    pid: int | None = None,
+    restarts: int = 0,
+    total_restarts: int = 0,
+    last_exit: Mapping[str, Any] | None = None,
+) -> Row:
+    """A change as a result row, as if it had succeeded. `last_exit` is the document that `list` shows."""
     return {
         "name": change.name,
         "process": change.process,
@@ -27,6 +34,8 @@ def row(change: Change, status: str, pid: int | None = None, restarts: int = 0) 
         "status": status,
         "pid": pid,
         "restarts": restarts,
+        "total_restarts": total_restarts,
+        "last_exit": last_exit,
         "reason": change.reason,
         "changes": [_field(field) for field in change.changes],
         "log_tail": [],

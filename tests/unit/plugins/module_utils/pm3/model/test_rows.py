@@ -13,7 +13,10 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import Ac
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.rows import failed, report, row, summary
 
 WEB = load({"web": {"command": "serve", "cwd": "/srv/shop/releases/41"}})["web"]
-KEYS = ("name", "process", "action", "changed", "status", "pid", "restarts", "reason", "changes", "log_tail")
+KEYS = (
+    *("name", "process", "action", "changed", "status", "pid"),
+    *("restarts", "total_restarts", "last_exit", "reason", "changes", "log_tail"),
+)
 
 
 def change(name: str, action: Action, reason: str = "") -> Change:
@@ -21,7 +24,9 @@ def change(name: str, action: Action, reason: str = "") -> Change:
 
 
 def test_a_row_has_the_keys_of_the_contract() -> None:
-    made = row(change("web", Action.ROLLED, "why"), "online", pid=7, restarts=2)
+    made = row(
+        change("web", Action.ROLLED, "why"), "online", pid=7, restarts=2, total_restarts=5, last_exit={"cause": "exit"}
+    )
     assert tuple(made) == KEYS
     assert made == {
         "name": "web",
@@ -31,6 +36,8 @@ def test_a_row_has_the_keys_of_the_contract() -> None:
         "status": "online",
         "pid": 7,
         "restarts": 2,
+        "total_restarts": 5,
+        "last_exit": {"cause": "exit"},
         "reason": "why",
         "changes": [],
         "log_tail": [],
