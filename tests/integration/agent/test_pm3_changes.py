@@ -256,7 +256,7 @@ def test_a_fresh_agent_without_a_dump_is_empty(agent: Agent) -> None:
 def test_what_was_saved_is_back_with_a_fresh_agent(agent: Agent) -> None:
     start(agent, db=SLEEP, web={**SLEEP, "instances": 2, "depends_on": ["db"], "env": {"A": "1"}}, job=SLEEP)
     agent.ask("stop", names=["job"])
-    assert agent.ask("save")["message"] == "saved 4 processes to dump file"
+    assert agent.ask("save")["message"] == "saved 4 process(es) to dump file"
     entries = json.loads(dump(agent).read_text())
     assert [entry["name"] for entry in entries] == ["db", "job", "web:0", "web:1"]
     assert all({"name", "config", "pid", "restarts"} <= set(entry) for entry in entries)
@@ -292,7 +292,9 @@ def test_w47_one_bad_entry_does_not_cost_the_others(agent: Agent) -> None:
     assert agent.ask("resurrect")["message"] == "resurrected: web"
     assert "passed over" in (agent.data_dir / "agent.log").read_text()
     dump(agent).write_text("[{")
-    assert agent.ask("resurrect")["message"] == "all processes already running"
+    answer = agent.ask("resurrect")
+    assert answer["type"] == "error"
+    assert "nothing is restored from it" in answer["message"]
 
 
 def test_a_dump_of_pm3_itself_is_understood(agent: Agent) -> None:

@@ -39,7 +39,8 @@ class Changes:
     def start(self, request: Document, peer: Peer, client: Client) -> None:
         running = {one.process for one in self._supervisor.instances.values()}
         configs = loading.load(request["configs"], None, request["env"], elsewhere=running)
-        chosen = selection.with_dependencies(configs, selection.chosen(configs, request["names"]))
+        meant = selection.chosen(configs, request["names"])
+        chosen = selection.with_dependencies(configs, meant)
         project = self._owner(chosen)
 
         def steps() -> Steps:
@@ -54,6 +55,7 @@ class Changes:
                 current=self._projects.definitions(project) if project else None,
                 prune=False,
                 demanded=chosen if request["names"] else (),
+                again=meant,
             )
             if project is not None and found.definitions != self._projects.definitions(project):
                 self._projects.keep(project, found, None, peer.uid)
@@ -68,7 +70,7 @@ class Changes:
             )
             made = yield from walk.steps()
             self._forget_unprepared(row["name"] for row in made if row["name"] not in before)
-            client.finish(_started(made, {change.name for change in found.rows if change.rests}))
+            client.finish(_started(made, {row.name for row in found.rows if row.rests}))
 
         self._work.in_turn([project], chosen, steps, client)
 
@@ -188,12 +190,20 @@ class Changes:
             count = dump.write(self._dump, selection.ordered(self._supervisor.instances.values()))
         except OSError as error:
             raise Refused(f"{self._dump} cannot be written: {error.strerror}") from None
-        client.finish(messages.success(f"saved {count} process{'es' * (count != 1)} to dump file"))
+        client.finish(messages.success(f"saved {count} process(es) to dump file"))
 
     def resurrect(self, request: Document, _peer: Peer, client: Client) -> None:
-        saved = dump.read(self._dump, self._supervisor.diagnose)
+        problems: list[str] = []
+
+        def tell(problem: str) -> None:
+            problems.append(problem)
+            self._supervisor.diagnose(problem)
+
+        saved = dump.read(self._dump, tell)
         if saved is None:
             raise Refused("no dump file found")
+        if problems and not saved:
+            raise Refused("; ".join(problems))
 
         def steps() -> Steps:
             found = self.restored(saved, request["path"])
@@ -252,17 +262,21 @@ def _reasons(failed: Iterable[Instance]) -> str:
 
 
 def _started(made: Sequence[rows.Row], resting: Collection[str]) -> Document:
-    """pm3's answer to `start` (spec: pm3.md, section 3.3). `resting` are there now, and wait to be started by name."""
+    """pm3's answer to `start` (spec: pm3.md, section 3.3). `resting` are new and were not to be started."""
     failed = [row for row in made if row["action"] == Action.FAILED.value]
     if failed:
         names = ", ".join(row["name"] for row in failed)
-        immediate = all("exited with code" in row["reason"] or "ended by signal" in row["reason"] for row in failed)
+        immediate = all(row["reason"].startswith(("exited with code", "was ended by signal")) for row in failed)
         why = "process exited immediately" if immediate else "; ".join(sorted({row["reason"] for row in failed}))
         detail = "; ".join(f"{row['name']} {row['reason']}" for row in failed)
         return messages.error(f"failed to start '{names}': {why}" + (f" ({detail})" if immediate else ""))
     started = [
         row["name"]
         for row in made
-        if row["changed"] and row["action"] != Action.REMOVED.value and row["name"] not in resting
+        if row["changed"]
+        and row["action"] != Action.REMOVED.value
+        and row["name"] not in resting
+        # A one-shot that has ended by now was started all the same.
+        and (row["action"] != Action.UPDATED.value or row["status"] != "stopped")
     ]
     return messages.success("started: " + ", ".join(started) if started else "everything is already running")

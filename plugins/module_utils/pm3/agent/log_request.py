@@ -34,7 +34,7 @@ class LogRequest:
         self._request = request
         self._client = client
         self._names = [*(request["names"] or ()), *([request["name"]] if request["name"] is not None else ())]
-        found = selection.named_or_all(supervisor, self._names)
+        found = selection.named_or_all(supervisor, self._names or None)
         self._shown = {one.name for one in found}
         self._follower: Follower | None = None
         files = [file for one in found for file in self._files(one)]

@@ -140,6 +140,7 @@ class Agent:
         group = self._group()
         if group is not None:
             os.chown(self._path("logs"), -1, group)
+            os.chmod(self._path("logs"), 0o2750)  # so that who may see the logs may read what is in them
         os.chdir("/")
 
     def _take_lock(self) -> int:

@@ -158,7 +158,7 @@ class Requests:
         return self._supervisor.instances.get(instance.name) is instance
 
     def _selected(self, project: str | None, names: Sequence[str] | None) -> list[Instance]:
-        found = selection.named_or_all(self._supervisor, names)
+        found = selection.named_or_all(self._supervisor, names or None)
         return [one for one in found if project is None or one.project == project]
 
     def _log(self, request: Document, _peer: Peer, client: Client) -> None:

@@ -42,19 +42,20 @@ def named(supervisor: Supervisor, names: Iterable[str]) -> list[Instance]:
 
 
 def named_or_all(supervisor: Supervisor, names: Sequence[str] | None) -> list[Instance]:
-    return named(supervisor, names) if names else ordered(supervisor.instances.values())
+    """Those that are named; without names, which is not the same as no name at all, everything (spec: pm3.md, section 6.2)."""
+    return named(supervisor, names) if names is not None else ordered(supervisor.instances.values())
 
 
 def with_dependents(supervisor: Supervisor, names: Sequence[str] | None) -> list[Instance]:
     """What is named, and what depends on it."""
-    if not names:
+    if names is None:
         return ordered(supervisor.instances.values())
     return ordered(walks.with_dependents(supervisor, named(supervisor, names)))
 
 
 def chosen(configs: Mapping[str, Definition], names: Sequence[str] | None) -> list[str]:
     """The processes that `start` names among those that it brings: by name, else by group."""
-    if not names:
+    if names is None:
         return list(configs)
     found: list[str] = []
     for name in names:

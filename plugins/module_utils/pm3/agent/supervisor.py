@@ -74,6 +74,7 @@ class Supervisor:
         self.diagnose = diagnose
         self.triggers = Triggers(loop, self.deliver, self.survey, (data_dir, run), diagnose)
         self._logs = os.path.join(data_dir, "logs")
+        self._tty = os.environ.get("PM3_DEFAULT_TTY") == "1"  # every stdout is a terminal, as in pm3
         self._run = run
         self._boot = boot
         self._watchers: dict[str, list[Callable[[Instance], None]]] = {}
@@ -343,7 +344,7 @@ class Supervisor:
             what.env[environment.SPAWN_ID] = self.mark_of(instance.spawn_id)
         procs = self.cells.procs(instance.spawn_id)
         streams = instance.streams = self.pumps.prepare(
-            instance.spawn_id, launch.account(instance).owner, instance.definition.tty
+            instance.spawn_id, launch.account(instance).owner, instance.definition.tty or self._tty
         )
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
         self.manager.keep(instance.spawn_id, streams.read_fds)

@@ -31,7 +31,7 @@ class Work:
         self._supervisor = supervisor
         self._turns = Turns()
         self._tasks: set[Task] = set()
-        self._coming_up: set[str | None] = set()  # projects of which `come_up` still starts what has to wait
+        self._coming_up: set[str] = set()  # processes that `come_up` still starts when their turn comes
 
     def come_up(self, instances: Iterable[Instance], then: Callable[[], None]) -> None:
         """Starts what is meant to run, in order: after a boot or an orderly end, or where a crash cut a change off."""
@@ -42,9 +42,9 @@ class Work:
             then()
             task.value()
 
-        self._coming_up = {one.project for one in wanted}
+        self._coming_up = {one.process for one in wanted}
         task = Task(
-            walks.start_in_order(self._supervisor, wanted, machine.Start(), lambda one: one.project in self._coming_up)
+            walks.start_in_order(self._supervisor, wanted, machine.Start(), lambda one: one.process in self._coming_up)
         )
         self._tasks.add(task)
         # On the loop, which tells errors.
@@ -58,14 +58,18 @@ class Work:
     def in_turn(
         self, projects: Iterable[str | None], processes: Iterable[str], steps: Callable[[], Steps], client: Client
     ) -> None:
-        """Runs a change when the changes of the same projects and processes that were asked for before it are done."""
-        owners = set(projects)
+        """Runs a change when the changes of the same projects and processes that were asked for before it are done.
+
+        What is ad hoc (project None) has only its processes in common: a hook that hangs in one of them delays no other (W25).
+        """
+        changed = set(processes)
 
         def begin(done: Callable[[], None]) -> None:
-            self._coming_up -= owners  # from here on the change decides what of them starts
+            self._coming_up -= changed  # from here on the change decides whether they start
             self.run(steps, client, done)
 
-        self._turns.take([*(("project", name) for name in owners), *(("process", name) for name in processes)], begin)
+        owners = {name for name in projects if name is not None}
+        self._turns.take([*(("project", name) for name in owners), *(("process", name) for name in changed)], begin)
 
     def run(self, steps: Callable[[], Steps], client: Client, then: Callable[[], None] = lambda: None) -> None:
         """Runs a task to its end; what it raises becomes the client's answer."""

@@ -80,7 +80,7 @@ def _flush(options: argparse.Namespace, agent: Agent, console: Console) -> int:
 
 
 def _signal(options: argparse.Namespace, agent: Agent, console: Console) -> int:
-    return _told({"type": "signal", "name": options.name, "signal": options.signal.upper()}, agent, console)
+    return _told({"type": "signal", "name": options.name, "signal": options.signal}, agent, console)
 
 
 def _save(_options: argparse.Namespace, agent: Agent, console: Console) -> int:

@@ -115,12 +115,14 @@ def plan(
     prune: bool = True,
     only: Collection[str] | None = None,
     demanded: Collection[str] = (),
+    again: Collection[str] = (),
 ) -> Plan:
     """What has to happen so that `desired` is how `project` is.
 
     `actual` is every instance of the host; `current` the project's definitions as last applied (what `prune` compares with);
     `cpus` resolves `instances = "max"`. With `only`, processes that it does not name are left alone, and nothing is pruned; nor is
     anything without a project. `demanded` are processes that a person has named: they start without `autostart`, too.
+    `again` are those whose one-shots are started once more if they have done their work.
     Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
     """
     current = current or {}
@@ -146,7 +148,7 @@ def plan(
     for level in graph.levels(graph.of(chosen)):
         for name in level:
             starts = chosen[name].autostart or name in demanded or state is State.RESTARTED
-            rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus, starts))
+            rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus, starts, name in again))
     pruned = {name for name in of_process if name not in desired} if prune else set()
     leaving = [row for row in rows if row.action is Action.REMOVED]
     leaving += _removed(of_process, pruned, "not defined any more")
@@ -207,7 +209,7 @@ class Secrets:
 
 
 def _process_rows(
-    definition: Definition, existing: list[Actual], state: State, cpus: int, starts: bool
+    definition: Definition, existing: list[Actual], state: State, cpus: int, starts: bool, again: bool
 ) -> list[Change]:
     count = count_of(definition, cpus)
     found = {instance.name: instance for instance in existing}
@@ -223,13 +225,15 @@ def _process_rows(
                 Change(name, definition.name, number, count, Action.CREATED, definition, reason, rests=not starts)
             )
         else:
-            rows.append(_kept(instance, definition, count, state, scaled, starts))
+            rows.append(_kept(instance, definition, count, state, scaled, starts, again))
     for name in sorted(found, key=lambda left: found[left].number):
         rows.append(_leaving(found[name], surplus_reason))
     return rows
 
 
-def _kept(instance: Actual, definition: Definition, count: int, state: State, scaled: str, starts: bool) -> Change:
+def _kept(
+    instance: Actual, definition: Definition, count: int, state: State, scaled: str, starts: bool, again: bool
+) -> Change:
     """The row of an instance that exists and is to stay."""
     changes = differences(instance.definition, definition)
     action, reason = Action.NONE, ""
@@ -250,7 +254,7 @@ def _kept(instance: Actual, definition: Definition, count: int, state: State, sc
             reason = scaled or f"instances: {instance.count} -> {count}"
     elif state is State.RESTARTED:
         action, reason = Action.RESTARTED, "asked for"
-    elif not instance.up:
+    elif not instance.up or (again and starts and instance.status == "stopped"):
         action, reason = Action.STARTED, f"was {instance.status}"
     elif changes:
         action = Action.UPDATED

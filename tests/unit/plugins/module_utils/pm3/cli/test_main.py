@@ -381,7 +381,7 @@ def test_delete_of_all_names_each_process_once(pm3: Callable[..., Said], fake_ag
         (("flush",), {"type": "flush"}, "flushed logs: db, web"),
         (("signal", "web", "HUP"), {"type": "signal", "name": "web", "signal": "HUP"}, "sent HUP to 'web'"),
         (("signal", "web", "SIGHUP"), {"type": "signal", "name": "web", "signal": "SIGHUP"}, "sent SIGHUP to 'web'"),
-        (("signal", "web", "usr1"), {"type": "signal", "name": "web", "signal": "USR1"}, "sent USR1 to 'web'"),
+        (("signal", "web", "usr1"), {"type": "signal", "name": "web", "signal": "usr1"}, "sent usr1 to 'web'"),
         (("save",), {"type": "save"}, "saved 2 process(es) to dump file"),
         (("resurrect",), {"type": "resurrect", "path": "/usr/bin:/bin"}, "resurrected: db, web"),
     ],

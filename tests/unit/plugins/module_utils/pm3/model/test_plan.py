@@ -257,6 +257,19 @@ def test_state(state: State, doing: tuple[bool, bool, str], action: Action, reas
     assert (row.action, row.reason) == (action, reason)
 
 
+def test_what_has_done_its_work_is_started_once_more_where_that_is_asked_for() -> None:
+    done = [replace(one, status="stopped") for one in running(web())]
+    for autostart, again, action in (
+        (True, (), Action.NONE),
+        (True, ("web",), Action.STARTED),
+        (False, ("web",), Action.UPDATED),
+    ):
+        (row,) = plan("shop", web(autostart=autostart), done, cpus=CPUS, again=again).rows
+        assert row.action is action
+    (row,) = plan("shop", web(), running(web()), cpus=CPUS, again=["web"]).rows
+    assert row.action is Action.NONE
+
+
 def test_a_stopped_instance_learns_its_new_definition() -> None:
     actual = [replace(one, up=False, wanted=False, status="stopped") for one in running(web(cwd="/41"))]
     (row,) = plan("shop", web(cwd="/42"), actual, cpus=CPUS, state=State.STOPPED).rows
