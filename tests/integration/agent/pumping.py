@@ -34,7 +34,7 @@ from pm3.agent.loop import Loop
 from pm3.agent.output import Pumps
 from pm3.model.log_options import LogOptions
 
-def failed(error):
+def failed(*error):
     os.write(2, repr(error).encode() + b"\\n")
     os._exit(3)
 
@@ -99,7 +99,11 @@ class Room:
         return streams
 
     def attach(self, streams: Streams, name: str, options: LogOptions = PLAIN) -> None:
-        self.pumps.attach(streams, self.files(name, options), self.messages.append)
+        self.pumps.attach(
+            streams,
+            self.files(name, options),
+            lambda name, text: self.loop.from_thread(lambda: self.messages.append(text)),
+        )
 
     def files(self, name: str, options: LogOptions = PLAIN) -> tuple[LogFile, LogFile]:
         return self.file(self.out(name), options), self.file(self.err(name), options)

@@ -243,7 +243,7 @@ def test_a_flood_through_the_pump_is_followed_without_a_gap(tmp_path: Path, read
     streams = pumps.prepare("s1", None)
     follower, log = follow(reader, tmp_path)
     files = [LogFile(str(path), None, LogOptions(), "web", "web") for path in (log, tmp_path / "web-err.log")]
-    pumps.attach(streams, (files[0], files[1]), lambda text: reader.errors.append(OSError(text)))
+    pumps.attach(streams, (files[0], files[1]), lambda name, text: reader.errors.append(OSError(text)))
     out, err = streams.open_write()
     code = (
         "import os\nfor n in range(0, 200000, 100): os.write(1, b''.join(b'%d\\n' % one for one in range(n, n + 100)))"

@@ -10,20 +10,20 @@ it over a reboot (spec: pm3.md, section 10).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model import kinds, loading, machine, rows
-from ..model.plan import Action, plan
+from ..model.definition import Definition
+from ..model.plan import Action, plan_in_parts
 from ..model.problems import Unfit
 from ..wire import messages
 from . import dump, selection, walks
 from .instance import Instance, is_up
 from .projects import Projects, owner
-from .reload import Reload
 from .server import Client, Peer
 from .supervisor import Supervisor
-from .tasks import Steps
+from .tasks import Pace, Steps, paced
 from .work import Refused, Work
 
 Document = dict[str, Any]
@@ -38,16 +38,29 @@ class Changes:
 
     def start(self, request: Document, peer: Peer, client: Client) -> None:
         running = {one.process for one in self._supervisor.instances.values()}
-        configs = loading.load(request["configs"], None, request["env"], elsewhere=running)
-        meant = selection.chosen(configs, request["names"])
+        pace = Pace(self._supervisor.loop)
+
+        def first() -> Steps:
+            yield pace  # its text was large, if it is much
+            parts = loading.load_in_parts(request["configs"], None, request["env"], elsewhere=running)
+            configs = yield from paced(pace, parts)
+            meant = selection.chosen(configs, request["names"])
+            self._start(request, peer, client, configs, meant)
+
+        self._work.run(first, client)
+
+    def _start(
+        self, request: Document, peer: Peer, client: Client, configs: Mapping[str, Definition], meant: Sequence[str]
+    ) -> None:
         chosen = selection.with_dependencies(configs, meant)
         project = self._owner(chosen)
+        pace = Pace(self._supervisor.loop)
 
         def steps() -> Steps:
             if self._owner(chosen) != project:  # what went before it has changed that, so another turn is due
-                self.start(request, peer, client)
+                self._start(request, peer, client, configs, meant)
                 return
-            found = plan(
+            parts = plan_in_parts(
                 project,
                 {name: configs[name] for name in configs if name in chosen},
                 self._supervisor.actual(),
@@ -57,6 +70,7 @@ class Changes:
                 demanded=chosen if request["names"] else (),
                 again=meant,
             )
+            found = yield from paced(pace, parts)
             if project is not None and found.definitions != self._projects.definitions(project):
                 self._projects.keep(project, found, None, peer.uid)
             before = set(self._supervisor.instances)
@@ -127,7 +141,10 @@ class Changes:
     def restart(self, request: Document, _peer: Peer, client: Client) -> None:
         def steps() -> Steps:
             targets = self._to_restart(request["names"])
+            pace = Pace(self._supervisor.loop)
             for one in targets:
+                if pace.over():
+                    yield pace
                 self._supervisor.change(one, wanted=True)
             yield from walks.stop_in_order(self._supervisor, targets)
             yield from walks.start_in_order(self._supervisor, targets, machine.Restart())
@@ -146,6 +163,8 @@ class Changes:
         return selection.ordered({*named, *dependents})
 
     def reload(self, request: Document, _peer: Peer, client: Client) -> None:
+        from .reload import Reload
+
         def steps() -> Steps:
             targets = selection.named_or_all(self._supervisor, request["names"])
             reload = Reload(self._supervisor, targets, request["path"])

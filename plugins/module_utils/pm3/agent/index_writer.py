@@ -15,14 +15,18 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class IndexWriter:
-    __slots__ = ("_before", "_fd", "_last", "_path", "_usable")
+    __slots__ = ("_before", "_fd", "_last", "_text", "_usable")
 
-    def __init__(self, path: bytes | None) -> None:
-        self._path = path
+    def __init__(self, path: str | None) -> None:
+        self._text = path
         self._fd = -1
         self._usable = path is not None
         self._last = 0  # when the last record says that its bytes came
         self._before: int | None = None  # the same of the record before it, where `note` has just written one
+
+    @property
+    def _path(self) -> bytes | None:
+        return None if self._text is None else self._text.encode("utf-8", "surrogateescape")
 
     def note(self, offset: int) -> None:
         """The bytes from `offset` on come now."""
@@ -67,9 +71,10 @@ class IndexWriter:
     def restart(self) -> None:
         """What it says is no longer of this log."""
         self.close()
-        if self._path is not None:
+        path = self._path
+        if path is not None:
             try:
-                os.truncate(self._path, 0)
+                os.truncate(path, 0)
             except OSError:
                 pass
 
@@ -78,7 +83,7 @@ class IndexWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._usable = self._path is not None
+        self._usable = self._text is not None
         self._last = 0
 
     def _open(self, size: int) -> bool:

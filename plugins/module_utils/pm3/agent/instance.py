@@ -69,7 +69,7 @@ class Instance:
         self.streams: Streams | None = None
         self.timers: dict[Kind, Timer] = {}
         self.probing: Any = None
-        self.errands: set[Any] = set()  # commands that run for it beside its process
+        self.errands: list[Any] = []  # commands that run for it beside its process
         self.beside = False  # a second copy, for a moment: it is not in the table of instances
 
     @property

@@ -66,10 +66,14 @@ def main(data_dir: str, command: list[str] | None = None, detach: bool = True) -
     os.close(nothing)
     os.ftruncate(lock, 0)
     os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    _become_subreaper()
+    return Keeper(data_dir, command, ready).run()
+
+
+def _become_subreaper() -> None:
     import ctypes  # only here: a keeper that is refused needs none
 
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
-    return Keeper(data_dir, command, ready).run()
 
 
 def ends(fd: int) -> dict[tuple[int, int], int]:
@@ -158,6 +162,7 @@ class Keeper:
         for place, fd in enumerate(aside, 3):
             os.dup2(fd, place)
         resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+        _become_subreaper()  # for the agent, which it stays by exec: so that needs no ctypes, 0.6 MB
         os.execve(self._command[0], self._command, environment)
 
     def _agent_ended(self, pid: int, status: int) -> None:

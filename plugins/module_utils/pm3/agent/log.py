@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Callable, Protocol
 
 from ..model.log_options import LogOptions
+from ..model.slots import slotted
 from . import rotation
 from .folders import open_folder
 from .index_writer import IndexWriter
@@ -33,6 +34,7 @@ _PAUSE = 60.0  # seconds after which a rotation that failed is tried again
 _FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
+@slotted
 @dataclass(frozen=True)
 class LogFile:
     """Where the output of one stream goes, and how."""
@@ -64,6 +66,27 @@ class Filler(Protocol):
 
 
 class Log:
+    __slots__ = (
+        "_asked",
+        "_began",
+        "_fd",
+        "_file",
+        "_index",
+        "_options",
+        "_pack",
+        "_regular",
+        "_rotate_after",
+        "fillers",
+        "identity",
+        "interrupted",
+        "last",
+        "path",
+        "position",
+        "rotation_failed",
+        "turns",
+        "zone",
+    )
+
     def __init__(self, file: LogFile, interrupted: Interrupted, pack: Callable[[Packing], None]) -> None:
         self.path = file.key
         self.fillers: list[Filler] = []
@@ -73,8 +96,7 @@ class Log:
         self.interrupted = interrupted
         self.turns = Turns(interrupted.folder, self.path)
         self.rotation_failed = False
-        self._index = IndexWriter(None)
-        self.configure(file)
+        self._configure(file)
         self._pack = pack
         self._fd = -1
         self._regular = True
@@ -82,9 +104,12 @@ class Log:
         self._asked = True  # the index, which may know better
 
     def configure(self, file: LogFile) -> None:
-        self._file, self._options = file, file.options
         self._index.close()
-        self._index = IndexWriter(file.index_key)
+        self._configure(file)
+
+    def _configure(self, file: LogFile) -> None:
+        self._file, self._options = file, file.options
+        self._index = IndexWriter(file.index)
         self._rotate_after = 0.0  # not before this moment, because a rotation failed
         self.zone = min(_ZONE, self._options.max_size // 4)
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from typing import Any
 
 from ..model.definition import Definition
 from ..model.log_options import LogOptions
@@ -31,12 +33,18 @@ def _file(instance: Instance, folder: str, stream: str, named: str | None) -> Lo
 
 
 def options(definition: Definition) -> LogOptions:
-    return LogOptions(
-        max_size=definition.log_max_size,
-        max_age=float(definition.log_max_age),
-        keep=definition.log_keep,
-        total_size=definition.log_total_size,
-        compress=definition.log_compress,
-        date_format=definition.log_date_format,
-        format=definition.log_format,
+    return _one_of(
+        definition.log_max_size,
+        float(definition.log_max_age),
+        definition.log_keep,
+        definition.log_total_size,
+        definition.log_compress,
+        definition.log_date_format,
+        definition.log_format,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _one_of(*values: Any) -> LogOptions:
+    """Equal options are one object: there are few of them, and two logs for each instance."""
+    return LogOptions(*values)

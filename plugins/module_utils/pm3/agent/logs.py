@@ -85,6 +85,7 @@ class Tail:
             source = Source(file, self._descriptors, ends=True)
             yield from newest(source, copies(file, self._descriptors), self._descriptors, lines, since)
             merge.add(source)
+            yield []  # a thousand logs without a line are work, too
         yield from merge.work(since)
 
 

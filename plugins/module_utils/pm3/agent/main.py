@@ -15,7 +15,6 @@ import grp
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -73,6 +72,7 @@ class Agent:
         self._make_folders()
         self._lock = self._take_lock()
         spawn.raise_limit()
+        spawn.close_on_exec()
         self._loop = Loop(on_error=_on_error)
         address = os.environ.get("NOTIFY_SOCKET")
         self._manager_kind = "keeper" if self._seen else "systemd" if address else "none"
@@ -189,7 +189,8 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _noted)
         if self._cells.root is None:
-            _become_subreaper()
+            if self._manager_kind != "keeper":  # which has seen to it
+                _become_subreaper()
             signal.signal(signal.SIGCHLD, _noted)
         self._signals = read
         signal.pthread_sigmask(
@@ -283,6 +284,8 @@ class Agent:
         command = [sys.executable, "-I", "-S", os.path.join(_package(), "__main__.py")]
 
         def check() -> None:
+            import subprocess  # a megabyte with what it imports, and the next of us begins without
+
             try:
                 ran = subprocess.run(  # pylint: disable=ansible-bad-function
                     [*command, "--version"], capture_output=True, timeout=_CHECK_SECONDS, check=False

@@ -137,14 +137,14 @@ class Pumps:
         found = [pipe for pipe in pipes if pipe is not None]
         return Streams(spawn_id, paths, found, fresh=False, master=masters[0] if masters else None)
 
-    def attach(self, streams: Streams, logs: tuple[LogFile, LogFile], on_error: Callable[[str], None]) -> None:
+    def attach(self, streams: Streams, logs: tuple[LogFile, LogFile], on_error: Callable[[str, str], None]) -> None:
         """From now on output goes to the end of these files, which are made where they are missing.
 
-        `on_error` gets one sentence per stream when its log cannot be written, and again only after it could be in between. Until
-        then the program goes on, and its output is thrown away (`Streams.lost`).
+        `on_error` gets the instance's name and one sentence per stream when its log cannot be written, and again only after it could
+        be in between; in the pump's thread. Until then the program goes on, and its output is thrown away (`Streams.lost`).
         """
         for stream, file in zip(streams.streams, logs):
-            stream.fill(file, lambda message: self._loop.from_thread(partial(on_error, message)))
+            stream.fill(file, on_error)
         self._pump.attach(streams.streams, streams.master)
 
     def reconfigure(self, streams: Streams, logs: tuple[LogFile, LogFile]) -> None:

@@ -51,6 +51,7 @@ class Pump:
         self._again: deque[Stream] = deque()  # held no longer
         self._drains: deque[_Drain] = deque()
         self._packer = Packer(self._command)
+        self._pack = self._packer.add  # made once, and not once for each log
         self._commands: deque[Callback] = deque()
         self._command_read, self._command_write = os.pipe()
         os.set_blocking(self._command_read, False)
@@ -219,7 +220,7 @@ class Pump:
     def _log(self, file: LogFile) -> Log:
         log = self._logs.get(file.key)
         if log is None:
-            log = self._logs[file.key] = Log(file, self._interrupted, self._packer.add)
+            log = self._logs[file.key] = Log(file, self._interrupted, self._pack)
             if file.options.compress or file.options.total_size:
                 log.tidy()
         else:
@@ -242,7 +243,7 @@ class Pump:
                 self._epoll.modify(stream.fd, select.EPOLLIN)
 
     def _flush(self, file: LogFile, problems: list[str]) -> None:
-        log = self._logs.get(file.key) or Log(file, self._interrupted, self._packer.add)
+        log = self._logs.get(file.key) or Log(file, self._interrupted, self._pack)
         try:
             log.flush()
         except OSError as error:
@@ -318,8 +319,10 @@ class Pump:
             except Exception as error:
                 self._loop.from_thread(partial(_raise, error))
             log.fillers.remove(stream)
+            stream.log = None
             self._make_way(log)
             if not log.fillers:
+                log.last = None  # or the two would wait for the collector of cycles
                 log.close()
                 log.turns.close(over=True)
                 del self._logs[log.path]

@@ -15,17 +15,16 @@ from typing import Any, Callable
 from ..model import definition as definitions
 from ..model import difference, loading, rows
 from ..model.definition import Definition
-from ..model.plan import Action, Change, Plan, State, plan
+from ..model.plan import Action, Change, Plan, State, plan_in_parts
 from ..model.problems import DefinitionError, Problem, Unfit
 from ..wire import messages
 from . import selection, views, walks
 from .changes import Changes, cpus, progress
 from .instance import Instance
-from .log_request import LogRequest
 from .projects import Projects
 from .server import Client, Peer
 from .supervisor import Supervisor
-from .tasks import Pace, Steps
+from .tasks import Pace, Steps, paced
 from .usage import Meter, Used
 from .work import Refused, Work
 
@@ -162,30 +161,40 @@ class Requests:
         return [one for one in found if project is None or one.project == project]
 
     def _log(self, request: Document, _peer: Peer, client: Client) -> None:
+        from .log_request import LogRequest  # a healthy agent does without
+
         LogRequest(self._supervisor, request, client)
 
     # Applying
 
     def _plan(self, request: Document, _peer: Peer, client: Client) -> None:
-        found = self._planned(request, _desired(request))
-        predicted = [self._foreseen(change, found.state) for change in found.rows]
-        client.finish(self._result(request, found, predicted, self._projects.revision(request["project"], found)))
+        pace = Pace(self._supervisor.loop)
+
+        def steps() -> Steps:
+            desired = yield from _desired(request, pace)
+            found = yield from self._planned(request, desired, pace)
+            predicted = [self._foreseen(change, found.state) for change in found.rows]
+            if pace.over():
+                yield pace
+            client.finish(self._result(request, found, predicted, self._projects.revision(request["project"], found)))
+
+        self.work.run(steps, client)
 
     def _apply(self, request: Document, peer: Peer, client: Client) -> None:
         pace = Pace(self._supervisor.loop)
         project = str(request["project"])
-        desired = _desired(request)
+        desired: dict[str, Definition] = {}
 
         def first() -> Steps:
-            if pace.over():
-                yield pace
-            self._planned(request, desired)  # mistakes are told at once, also where the project is busy
+            yield pace  # its text was large, if it is much
+            desired.update((yield from _desired(request, pace)))
+            yield from self._planned(
+                request, desired, pace
+            )  # mistakes are told at once, also where the project is busy
             self.work.in_turn([project], desired, steps, client)
 
         def steps() -> Steps:
-            if pace.over():
-                yield pace
-            found = self._planned(request, desired)
+            found = yield from self._planned(request, desired, pace)
             changed = found.definitions != self._projects.definitions(project)
             walk = walks.Apply(self._supervisor, found, project, request["path"], on_row=progress(request, client))
             after = self._projects.revision(project, found)
@@ -206,9 +215,9 @@ class Requests:
 
         self.work.run(first, client)
 
-    def _planned(self, request: Document, desired: Mapping[str, Definition]) -> Plan:
+    def _planned(self, request: Document, desired: Mapping[str, Definition], pace: Pace) -> Steps:
         project = request["project"]
-        return plan(
+        parts = plan_in_parts(
             project,
             desired,
             self._supervisor.actual(),
@@ -218,6 +227,7 @@ class Requests:
             prune=request["prune"],
             only=request["only"],
         )
+        return (yield from paced(pace, parts))
 
     def _foreseen(self, change: Change, state: State) -> rows.Row:
         """The row that the change will have, as far as that is known: counters and the last exit are those of now."""
@@ -252,7 +262,7 @@ class Requests:
         self._supervisor.loop.soon(self._shutdown)
 
 
-def _desired(request: Document) -> dict[str, Definition]:
+def _desired(request: Document, pace: Pace) -> Steps:
     """The definitions that an `apply` or a `plan` brings."""
     tables = {name: dict(table) for name, table in request["definitions"].items()}
     for name, secrets in request["secrets"].items():
@@ -261,7 +271,7 @@ def _desired(request: Document) -> dict[str, Definition]:
     if not tables and request["state"] != State.ABSENT.value:
         raise DefinitionError([Problem("nothing is defined; to remove a project, ask for state absent")])
     try:
-        return loading.load(tables, request["base"], request["overlay"])
+        return (yield from paced(pace, loading.load_in_parts(tables, request["base"], request["overlay"])))
     except DefinitionError as error:
         raise error.located(request["file"]) if request["file"] else error from None
 

@@ -20,6 +20,7 @@ from typing import Any, Callable
 from ..model import definition as definitions
 from ..model.definition import Definition
 from ..model.life import After, Cause, Check, End, Life, Phase, Policy, Status
+from ..model.slots import slotted
 
 SCHEMA = 1
 _TABLES = """
@@ -40,7 +41,7 @@ _REVISIONS_KEPT = 20  # for each project
 _COMMITS = 64  # after which the log of the database (WAL) is due to be emptied into it
 _BUSY = 200  # milliseconds that a commit waits for somebody else's, for instance a person with sqlite3
 _IDS = 4096  # definitions whose ids are known by heart
-_LIFE = tuple(one.name for one in fields(Life) if one.name != "policy")
+_LIFE = {one.name: one.default for one in fields(Life) if one.name != "policy"}
 _LIVES = json.JSONEncoder(default=lambda value: value.value if isinstance(value, Enum) else vars(value))
 
 
@@ -48,6 +49,7 @@ class StoreError(Exception):
     """The store cannot be used; the text says why."""
 
 
+@slotted
 @dataclass(frozen=True)
 class Record:
     """An instance as it is kept: enough for another agent to go on with it."""
@@ -171,7 +173,9 @@ class Store:
 
     def instances(self) -> list[Record]:
         rows = self._db.execute("SELECT * FROM instances ORDER BY name").fetchall()
-        return [self._record(row) for row in rows]
+        found = [self._record(row) for row in rows]
+        self._by_id.clear()  # they are the instances' now
+        return found
 
     def _columns(self, record: Record) -> tuple[Any, ...]:
         return (
@@ -224,7 +228,8 @@ class Store:
     def _definition(self, number: int) -> Definition:
         if number not in self._by_id:
             name, body = self._db.execute("SELECT name, body FROM definitions WHERE id = ?", (number,)).fetchone()
-            self._by_id[number] = _parsed(name, json.loads(body))
+            one = self._by_id[number] = _parsed(name, json.loads(body))
+            self._ids[id(one)] = (one, number)
         return self._by_id[number]
 
     # Projects
@@ -266,6 +271,7 @@ class Store:
             )
 
         self._write(work)
+        self._ids.clear()  # most of those that it replaces are nobody's any more
 
     @property
     def due(self) -> bool:
@@ -305,18 +311,16 @@ def _kept_path(path: str | None) -> str | bytes | None:
 
 
 def _life_text(life: Life) -> str:
-    """A life as JSON; its policy is the definition's and not repeated."""
-    kept = {name: getattr(life, name) for name in _LIFE}
+    """A life as JSON, without what goes without saying; its policy is the definition's and not repeated."""
+    kept = {name: value for name, default in _LIFE.items() if (value := getattr(life, name)) != default}
     return _LIVES.encode(kept)
 
 
 def _life(text: str, definition: Definition) -> Life:
     kept = {name: value for name, value in json.loads(text).items() if name in _LIFE}
-    kept["phase"], kept["status"] = Phase(kept["phase"]), Status(kept["status"])
-    kept["after"] = After(kept["after"])
-    kept["checks"] = tuple(Check(check) for check in kept["checks"])
-    for name in ("ending", "hook", "end"):
-        kept[name] = _end(kept.get(name))
+    for name, read in _READ.items():
+        if name in kept:
+            kept[name] = read(kept[name])
     return Life(Policy.of(definition), **kept)
 
 
@@ -324,3 +328,14 @@ def _end(kept: dict[str, Any] | None) -> End | None:
     if kept is None:
         return None
     return End(**{**kept, "cause": Cause(kept["cause"]), "tail": tuple(kept.get("tail", ()))})
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "phase": Phase,
+    "status": Status,
+    "after": After,
+    "checks": lambda kept: tuple(map(Check, kept)),
+    "ending": _end,
+    "hook": _end,
+    "end": _end,
+}

@@ -61,7 +61,7 @@ class Stream:
         self._apart = fresh
         # Until an agent that began just now has all its streams, nobody knows who fills this log, too.
         self._alone_after = 0.0 if fresh else FOREVER
-        self._on_error: Callable[[str], None] | None = None
+        self._on_error: Callable[[str, str], None] | None = None
         self._shape: Stamps | Json | None = None
         self._spool: Spool | None = None
         self._waits_since: float | None = None
@@ -69,8 +69,8 @@ class Stream:
         self._full_turns = 0
         self._flood_began = 0.0
 
-    def fill(self, file: LogFile, on_error: Callable[[str], None]) -> None:
-        """Names the log; called before it is handed to the pump."""
+    def fill(self, file: LogFile, on_error: Callable[[str, str], None]) -> None:
+        """Names the log; called before it is handed to the pump. `on_error` gets the instance's name and a sentence."""
         self.file, self._on_error = file, on_error
 
     def start(self, log: Log, now: float) -> None:
@@ -336,8 +336,8 @@ class Stream:
         return moved
 
     def _say(self, text: str) -> None:
-        if self._on_error is not None:
-            self._on_error(text)
+        if self._on_error is not None and self.file is not None:
+            self._on_error(self.file.name, text)
 
     def _path(self) -> str:
         return "" if self.file is None else self.file.path

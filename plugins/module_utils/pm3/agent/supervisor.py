@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Callable
 
 from ..model import checks, machine, rows
@@ -30,11 +31,9 @@ from .cells import Cells, Survey
 from .descriptors import ServiceManager
 from .errands import Errand
 from .instance import Instance, has_tale, is_up
-from .listeners import listens
 from .log import LogFile
 from .loop import READ, Loop, Timer
 from .output import Pumps, last_lines
-from .probes import probe
 from .spawn import Process
 from .store import Record, Store, StoreError
 from .triggers import Triggers
@@ -90,6 +89,8 @@ class Supervisor:
         self._store_pause: Timer | None = None  # while the store cannot be written
         self._store_fails = False  # told, and not written since
         self._checkpointing = False
+        # Made once, and not once for each instance.
+        self._tell_of_log, self._on_exit = self._log_fails, self._exited
         self._do: dict[type, Callable[[Instance, Any], object]] = {
             machine.Spawn: self._queue_spawn,
             machine.Signal: lambda instance, effect: self.signal(instance, effect.name),
@@ -100,7 +101,7 @@ class Supervisor:
             machine.Disarm: self._disarm,
             machine.Probe: self._probe,
             machine.EndProbe: self._end_probe,
-            machine.Tell: lambda instance, effect: self.diagnose(f"{instance.name}: {effect.message}"),
+            machine.Tell: lambda instance, effect: self._tell(instance.name, effect.message),
         }
 
     # Instances
@@ -320,7 +321,7 @@ class Supervisor:
                     break
         finally:
             if self._spawning:
-                self.loop.soon(self._spawn_turn)
+                self.loop.after(0, self._spawn_turn)  # not `soon`, which may still be in this turn
 
     def _spawn(self, instance: Instance, work: Work) -> None:
         try:
@@ -364,15 +365,18 @@ class Supervisor:
         if instance.streams is not None:
             logs = self.logs(instance)
             self.triggers.writes(log.path for log in logs)
-            self.pumps.attach(instance.streams, logs, lambda text: self.diagnose(f"{instance.name}: {text}"))
+            self.pumps.attach(instance.streams, logs, self._tell_of_log)
         if instance.running is not None and instance.running.pidfd >= 0:
-            spawn_id = instance.spawn_id
-
-            def exited() -> None:
-                self._exited(instance, spawn_id)
-
+            exited = _Exit(self._on_exit, instance)
             self._children[instance.running.pid] = exited
             self.loop.watch(instance.running.pidfd, READ, exited)
+
+    def _log_fails(self, name: str, text: str) -> None:
+        """In the pump's thread."""
+        self.loop.from_thread(partial(self._tell, name, text))
+
+    def _tell(self, name: str, text: str) -> None:
+        self.diagnose(f"{name}: {text}")
 
     def unattend(self, running: Process) -> None:
         if running.pidfd >= 0:
@@ -542,10 +546,11 @@ class Supervisor:
 
     def _arm(self, instance: Instance, effect: machine.Arm) -> None:
         self._disarm(instance, machine.Disarm((effect.timer,)))
-        instance.timers[effect.timer] = self.loop.after(effect.seconds, lambda: self._fired(instance, effect.timer))
+        instance.timers[effect.timer] = self.loop.after(effect.seconds, partial(self._fired, instance, effect.timer))
 
     def _fired(self, instance: Instance, timer: Kind) -> None:
         instance.timers.pop(timer, None)
+        _shrink(instance.timers)
         self.deliver(instance, machine.Fired(timer))
 
     def _disarm(self, instance: Instance, effect: machine.Disarm) -> None:
@@ -553,6 +558,7 @@ class Supervisor:
             armed = instance.timers.pop(timer, None)
             if armed is not None:
                 armed.cancel()
+        _shrink(instance.timers)
 
     def _probe(self, instance: Instance, effect: machine.Probe) -> None:
         check = effect.check
@@ -570,6 +576,8 @@ class Supervisor:
             if command is not None:
                 instance.probing = self._send(instance, command, seconds, answered)
             else:
+                from .probes import probe  # not before there is something to check
+
                 url = instance.filled(str(getattr(instance.definition, check.value) or ""))
                 instance.probing = probe(self.loop, url, seconds, answered)
         except _EXPECTED as error:
@@ -580,6 +588,8 @@ class Supervisor:
         """Of a copy beside another: why what has answered the check may not have been the copy (W12)."""
         if not instance.beside:
             return None
+        from .listeners import listens
+
         target = checks.parse(instance.filled(str(getattr(instance.definition, check.value) or "")))
         if target.scheme == "exec" or listens(self.members(instance), target.port):
             return None
@@ -593,11 +603,12 @@ class Supervisor:
         procs = self.cells.procs(instance.spawn_id)
 
         def reaped(errand: Errand) -> None:
-            instance.errands.discard(errand)
+            if errand in instance.errands:
+                instance.errands.remove(errand)
             self._children.pop(errand.process.pid, None)
 
         errand = Errand(self.loop, what, procs, report, seconds, done, reaped)
-        instance.errands.add(errand)
+        instance.errands.append(errand)
         self._children[errand.process.pid] = errand.ended
         return errand
 
@@ -616,6 +627,24 @@ class Supervisor:
                 pipes = list(instance.streams.read_fds) if instance.streams is not None else []
                 found[instance.spawn_id] = [fd for fd in (*pipes, instance.running.pidfd) if fd >= 0]
         return found
+
+
+class _Exit:
+    """News of the end of one spawn. A closure would be four times as large, and there is one for each instance."""
+
+    __slots__ = ("_exited", "_instance", "_spawn_id")
+
+    def __init__(self, exited: Callable[[Instance, str], None], instance: Instance) -> None:
+        self._exited, self._instance, self._spawn_id = exited, instance, instance.spawn_id
+
+    def __call__(self) -> None:
+        self._exited(self._instance, self._spawn_id)
+
+
+def _shrink(timers: dict[Kind, Timer]) -> None:
+    """An empty dict keeps the room that it had, until it is cleared."""
+    if not timers:
+        timers.clear()
 
 
 def _reason(error: Exception) -> str:

@@ -28,6 +28,8 @@ Steps = Generator[Wait, Any, Any]
 class Task:
     """A running generator. Waiting for a task gives the task, once it is done."""
 
+    __slots__ = ("_advancing", "_answers", "_resume", "_steps", "_wait", "done", "error", "result")
+
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
         self._resume: Callable[[Any], None] | None = None
@@ -75,8 +77,10 @@ class Task:
 
     def _end(self, result: Any, error: BaseException | None) -> None:
         self.done, self.result, self.error = True, result, error
-        if self._resume is not None:
-            self._resume(self)
+        # What waits and what is waited for know each other: with thousands of them, that is not left to the collector of cycles.
+        resume, self._resume, self._wait = self._resume, None, None
+        if resume is not None:
+            resume(self)
 
     def value(self) -> Any:
         """The result of a task that is done; raises what ended it."""
@@ -108,6 +112,17 @@ class Pace:
     def cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def paced(pace: Pace, parts: Generator[None, None, Any]) -> Steps:
+    """Runs work that comes in small parts; gives its result."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as stop:
+            return stop.value
+        if pace.over():
+            yield pace
 
 
 class All:

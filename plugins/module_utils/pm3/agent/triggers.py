@@ -6,6 +6,8 @@
 Owns the schedule, the file watches and the memory limits of all instances, and keeps them in step with what the instances are:
 `update` is called whenever one of them has changed, and costs nothing for one that has none of the three. Decides nothing: what a
 trigger means is the machine's affair (`machine.Tripped`).
+
+What watches and tells the time is loaded when the first instance needs it: most agents never do.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from ..model import cron, kinds
+from ..model import kinds
 from ..model.life import Cause
 from ..model.machine import Tripped
 from ..model.problems import Unfit
@@ -24,8 +26,10 @@ from .cells import Survey
 from .instance import Instance
 from .loop import Loop
 from .usage import MemoryLimits
-from .wallclock import WallClock
-from .watches import Watches
+
+if TYPE_CHECKING:
+    from .wallclock import WallClock
+    from .watches import Watches
 
 _ROTATED = re.compile(r"\.[0-9]+(\.gz(\.tmp)?)?$")
 
@@ -54,16 +58,16 @@ class Triggers:
         diagnose: Callable[[str], None],
     ) -> None:
         """`own` are the folders in which the agent itself writes. They may be in a watched tree: nothing in them is a change."""
+        self._loop = loop
         self._deliver = deliver
         self._diagnose = diagnose
         self._set: dict[Instance, _Set] = {}
-        self._clock = WallClock(loop)
-        self._clock.stepped.append(self._schedule_anew)
+        self._wall_clock: WallClock | None = None
         self._own = {*own, *map(os.path.realpath, own)}
         self._below_own = tuple(f"{folder}/" for folder in self._own)
         self._own_names = tuple(f"/{os.path.basename(folder)}" for folder in self._own)
         self._named: set[str] = set()
-        self._watches = Watches(loop, diagnose, self._is_own)
+        self._file_watches: Watches | None = None
         self._limits = MemoryLimits(loop, survey)
 
     def update(self, instance: Instance, there: bool = True) -> None:
@@ -117,6 +121,15 @@ class Triggers:
 
     # Time
 
+    @property
+    def _clock(self) -> WallClock:
+        if self._wall_clock is None:
+            from .wallclock import WallClock
+
+            self._wall_clock = WallClock(self._loop)
+            self._wall_clock.stepped.append(self._schedule_anew)
+        return self._wall_clock
+
     def _schedule(self, instance: Instance, found: _Set, wanted: tuple[str, str | None] | None) -> None:
         if wanted == found.cron:
             return
@@ -130,6 +143,8 @@ class Triggers:
     def _arm(self, instance: Instance, found: _Set) -> None:
         if found.cron is None:
             return
+        from ..model import cron
+
         text, zone = found.cron
         try:
             when = cron.following(text, time.time(), zone)
@@ -151,6 +166,14 @@ class Triggers:
                 self._arm(instance, found)
 
     # Files
+
+    @property
+    def _watches(self) -> Watches:
+        if self._file_watches is None:
+            from .watches import Watches
+
+            self._file_watches = Watches(self._loop, self._diagnose, self._is_own)
+        return self._file_watches
 
     def _watch(self, instance: Instance, found: _Set, wanted: tuple[str, tuple[str, ...]] | None) -> None:
         if wanted == found.watch:

@@ -14,11 +14,11 @@ import os
 
 
 class Turns:
-    __slots__ = ("_fd", "_log", "_path", "owner")
+    __slots__ = ("_fd", "_folder", "_log", "owner")
 
     def __init__(self, folder: str, log: bytes) -> None:
         self._log = log
-        self._path = os.path.join(folder, f"{binascii.crc32(log):08x}.turn")
+        self._folder = folder
         self._fd = -1
         self.owner: bytes | None = (
             None  # what begins the names of that stream's files, as an earlier agent wrote it down
@@ -30,6 +30,10 @@ class Turns:
                 self.owner = owner
         except (OSError, ValueError):
             pass
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._folder, f"{binascii.crc32(self._log):08x}.turn")
 
     @property
     def kept(self) -> bool:

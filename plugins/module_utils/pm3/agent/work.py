@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Callable
 
 from ..model import machine
-from ..model.problems import DefinitionError
+from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
 from . import walks
 from .instance import Instance
@@ -80,7 +80,7 @@ class Work:
                 task.value()
             except DefinitionError as error:
                 client.finish(messages.error(str(error), error.problems))
-            except Refused as error:
+            except (Refused, Unfit) as error:
                 client.finish(messages.error(str(error)))
             except Exception as error:
                 client.finish(messages.error(f"the agent failed at this request: {type(error).__name__}: {error}"))

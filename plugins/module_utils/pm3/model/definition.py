@@ -21,6 +21,7 @@ from typing import Any
 from . import kinds, placeholders
 from .kinds import Kind
 from .problems import DefinitionError, Problem, Unfit, nearest
+from .slots import slotted
 
 
 class Effect(enum.Enum):
@@ -54,6 +55,7 @@ def _row(
     return dataclasses.field(default="" if required else default, metadata=about)  # pylint: disable=invalid-field-call
 
 
+@slotted
 @dataclass(frozen=True)
 class Definition:
     """One `[name]` table: what to run and how. Compare with ==; see `FIELDS` for the rows."""

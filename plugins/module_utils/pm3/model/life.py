@@ -9,9 +9,12 @@ Values only, frozen; what becomes of them is decided in machine.py. Times are se
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 from .definition import Definition
+from .slots import slotted
 
 
 class Phase(str, enum.Enum):
@@ -96,6 +99,7 @@ class Liveness:
     successes: int  # in a row, after which earlier failures are forgotten
 
 
+@slotted
 @dataclass(frozen=True)
 class Policy:
     """What of a definition the machine needs, in its own units (seconds)."""
@@ -114,13 +118,13 @@ class Policy:
     readiness_timeout: float
     liveness: Liveness | None
 
-    @classmethod
-    def of(cls, definition: Definition) -> Policy:
+    @staticmethod
+    def of(definition: Definition) -> Policy:
         checks = [check for check in (Check.READINESS, Check.HEALTH) if getattr(definition, check.value) is not None]
         liveness = Liveness(
             float(definition.liveness_interval), definition.liveness_failures, definition.liveness_successes
         )
-        return cls(
+        return _one_of(
             definition.restart,
             definition.max_restarts,
             definition.min_uptime / 1000,
@@ -135,6 +139,12 @@ class Policy:
             float(definition.readiness_timeout),
             liveness if definition.liveness_check is not None else None,
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _one_of(*values: Any) -> Policy:
+    """Equal policies are one object: there are few of them, and thousands of lives."""
+    return Policy(*values)
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,7 @@ class End:
         return f"was ended by signal {self.signal}" if self.signal is not None else "ended unseen"
 
 
+@slotted
 @dataclass(frozen=True)
 class Life:
     """Everything that the machine knows of one instance."""

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from . import definition, graph
 from .definition import Definition
+from .parts import whole
 from .problems import DefinitionError, Problem
 
 
@@ -22,7 +23,14 @@ def load(
     `base` is the folder that relative paths are relative to, None where there is none (then they are problems). `elsewhere` names
     processes that may be depended on without being defined here; None means that only the agent knows them, so it will have to look.
     """
-    found, problems = placed(tables, base, elsewhere)
+    return whole(load_in_parts(tables, base, overlay, elsewhere))
+
+
+def load_in_parts(
+    tables: Mapping[str, Any], base: str | None = None, overlay: str | None = None, elsewhere: Iterable[str] | None = ()
+) -> Generator[None, None, dict[str, Definition]]:
+    """As `load`, a table at a time."""
+    found, problems = yield from _placed(tables, base, elsewhere)
     faulty = [table for name, table in tables.items() if name not in found and isinstance(table, Mapping)]
     try:
         found = definition.overlaid(found, overlay)
@@ -38,6 +46,12 @@ def placed(
     tables: Mapping[str, Any], base: str | None, elsewhere: Iterable[str] | None
 ) -> tuple[dict[str, Definition], list[Problem]]:
     """As `load`, without choosing an overlay. Every stage runs on what the earlier ones could use."""
+    return whole(_placed(tables, base, elsewhere))
+
+
+def _placed(
+    tables: Mapping[str, Any], base: str | None, elsewhere: Iterable[str] | None
+) -> Generator[None, None, tuple[dict[str, Definition], list[Problem]]]:
     problems: list[Problem] = []
     found: dict[str, Definition] = {}
     linked: dict[str, Definition] = {}  # with those that are of no use but for what they depend on
@@ -48,6 +62,7 @@ def placed(
             wrong = [*wrong, *unplaced]
         linked[name] = found.get(name) or _links(name, tables[name])
         problems += wrong
+        yield
     if elsewhere is None:
         elsewhere = [graph.base(other) for one in linked.values() for other in one.depends_on]
     problems += graph.problems(linked, elsewhere)

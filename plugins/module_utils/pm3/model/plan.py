@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import graph
 from .definition import FIELDS, Definition, Effect, Field, uses_count
+from .parts import whole
 from .problems import DefinitionError, Problem
+from .slots import slotted
 
 MASK = "********"
 _PLAIN = json.JSONEncoder(ensure_ascii=False)
@@ -57,6 +59,7 @@ class FieldChange:
     effect: Effect
 
 
+@slotted
 @dataclass(frozen=True)
 class Actual:
     """An instance as the agent sees it. On the host, `definition` is the one that it was last started with or updated to."""
@@ -72,6 +75,7 @@ class Actual:
     status: str
 
 
+@slotted
 @dataclass(frozen=True)
 class Change:
     """One row of the plan: an instance and what is to happen to it."""
@@ -125,6 +129,36 @@ def plan(
     `again` are those whose one-shots are started once more if they have done their work.
     Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
     """
+    return whole(
+        plan_in_parts(
+            project,
+            desired,
+            actual,
+            cpus=cpus,
+            current=current,
+            state=state,
+            prune=prune,
+            only=only,
+            demanded=demanded,
+            again=again,
+        )
+    )
+
+
+def plan_in_parts(
+    project: str | None,
+    desired: Mapping[str, Definition],
+    actual: Sequence[Actual],
+    *,
+    cpus: int,
+    current: Mapping[str, Definition] | None = None,
+    state: State = State.PRESENT,
+    prune: bool = True,
+    only: Collection[str] | None = None,
+    demanded: Collection[str] = (),
+    again: Collection[str] = (),
+) -> Generator[None, None, Plan]:
+    """As `plan`, a process at a time."""
     current = current or {}
     _check_owners(project, desired, actual)
     if only is not None:
@@ -149,6 +183,7 @@ def plan(
         for name in level:
             starts = chosen[name].autostart or name in demanded or state is State.RESTARTED
             rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus, starts, name in again))
+            yield
     pruned = {name for name in of_process if name not in desired} if prune else set()
     leaving = [row for row in rows if row.action is Action.REMOVED]
     leaving += _removed(of_process, pruned, "not defined any more")
