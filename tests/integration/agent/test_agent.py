@@ -467,11 +467,11 @@ def test_a_crash_of_the_agent_leaves_everything_as_it_is(agent: Agent) -> None:
 
 
 def test_what_ended_while_no_agent_ran_is_known(agent: Agent) -> None:
+    os.mkfifo(agent.folder / "gate")  # first: without it the job would not wait
     agent.apply(
         {"job": {"command": "sh -c 'read x < gate; echo last words; exit 7'", "restart": "never"}, "web": SLEEP},
         wait=False,
     )
-    os.mkfifo(agent.folder / "gate")
     agent.ask("restart", names=["job"])
     keeper = int(Path(f"/proc/{agent.pid()}/stat").read_text().rpartition(")")[2].split()[1])
     job = agent.pids()["job"]

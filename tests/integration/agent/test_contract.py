@@ -153,6 +153,15 @@ def test_s2_start_finds_names_in_what_was_sent(agent: Agent) -> None:
     assert sorted(listed(agent)) == ["web:0", "web:1"]
 
 
+def test_s2_start_may_name_an_instance(agent: Agent) -> None:
+    file = {"web": config(instances=3, depends_on=["db"]), "db": config(instances=2), "job": config(depends_on=["web"])}
+    assert start(agent, ["web:1"], **file)["message"] == "started: db:0, db:1, web:1"
+    ask(agent, "stop", names=["db:0", "web:1"])
+    assert start(agent, ["web:3"], **file)["message"] == "process or group 'web:3' not found in configs"
+    assert start(agent, ["db:0"], **file)["message"] == "started: db:0"
+    assert start(agent, ["web:0", "job"], **file)["message"] == "started: web:0, web:1, web:2, job"
+
+
 @pytest.mark.parametrize("kind", ["info", "signal", "log"])
 def test_s2_reading_commands_say_not_found(agent: Agent, kind: str) -> None:
     assert "not found: nobody" in refusal(agent, kind, name="nobody", signal="HUP")

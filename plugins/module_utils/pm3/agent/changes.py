@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Callable
 
 from ..model import kinds, loading, machine, rows
@@ -44,21 +45,28 @@ class Changes:
             yield pace  # its text was large, if it is much
             parts = loading.load_in_parts(request["configs"], None, request["env"], elsewhere=running)
             configs = yield from paced(pace, parts)
-            meant = selection.chosen(configs, request["names"])
-            self._start(request, peer, client, configs, meant)
+            meant, only = selection.chosen(configs, request["names"], cpus())
+            self._start(request, peer, client, configs, meant, only)
 
         self._work.run(first, client)
 
     def _start(
-        self, request: Document, peer: Peer, client: Client, configs: Mapping[str, Definition], meant: Sequence[str]
+        self,
+        request: Document,
+        peer: Peer,
+        client: Client,
+        configs: Mapping[str, Definition],
+        meant: Sequence[str],
+        only: Mapping[str, set[str]],
     ) -> None:
+        """`only`: of these processes, the instances that are meant."""
         chosen = selection.with_dependencies(configs, meant)
         project = self._owner(chosen)
         pace = Pace(self._supervisor.loop)
 
         def steps() -> Steps:
             if self._owner(chosen) != project:  # what went before it has changed that, so another turn is due
-                self._start(request, peer, client, configs, meant)
+                self._start(request, peer, client, configs, meant, only)
                 return
             parts = plan_in_parts(
                 project,
@@ -71,6 +79,11 @@ class Changes:
                 again=meant,
             )
             found = yield from paced(pace, parts)
+            if only:
+                rows_meant = tuple(
+                    row for row in found.rows if row.process not in only or row.name in only[row.process]
+                )
+                found = replace(found, rows=rows_meant)
             if project is not None and found.definitions != self._projects.definitions(project):
                 self._projects.keep(project, found, None, peer.uid)
             before = set(self._supervisor.instances)

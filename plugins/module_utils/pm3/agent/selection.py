@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..model import graph
 from ..model.definition import Definition
 from ..model.order import natural
+from ..model.plan import count_of, instance_names
 from ..model.problems import nearest
 from . import walks
 from .instance import Instance
@@ -53,17 +54,31 @@ def with_dependents(supervisor: Supervisor, names: Sequence[str] | None) -> list
     return ordered(walks.with_dependents(supervisor, named(supervisor, names)))
 
 
-def chosen(configs: Mapping[str, Definition], names: Sequence[str] | None) -> list[str]:
-    """The processes that `start` names among those that it brings: by name, else by group."""
+def chosen(
+    configs: Mapping[str, Definition], names: Sequence[str] | None, cpus: int
+) -> tuple[list[str], dict[str, set[str]]]:
+    """The processes that `start` names among those that it brings: by name, by one of their instances, else by group.
+
+    Of those that are only named by instances, beside them which; unless something else that is named needs the whole process.
+    """
     if names is None:
-        return list(configs)
+        return list(configs), {}
     found: list[str] = []
+    instances: dict[str, set[str]] = {}
     for name in names:
-        matches = [name] if name in configs else [one for one in configs if configs[one].group == name]
-        if not matches:
-            raise Refused(f"process or group '{name}' not found in configs")
-        found.extend(matches)
-    return found
+        process = graph.base(name)
+        if name in configs:
+            found.append(name)
+        elif process in configs and name in dict(instance_names(process, count_of(configs[process], cpus))):
+            instances.setdefault(process, set()).add(name)
+        else:
+            matches = [one for one in configs if configs[one].group == name]
+            if not matches:
+                raise Refused(f"process or group '{name}' not found in configs")
+            found.extend(matches)
+    needed = [graph.base(other) for process in instances for other in configs[process].depends_on]
+    whole = with_dependencies(configs, [*found, *needed])
+    return [*found, *instances], {name: some for name, some in instances.items() if name not in whole}
 
 
 def with_dependencies(configs: Mapping[str, Definition], names: Iterable[str]) -> list[str]:
