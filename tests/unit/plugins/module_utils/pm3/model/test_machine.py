@@ -1613,7 +1613,7 @@ def test_after_a_stop_it_comes_to_rest_and_stays_there(data: st.DataObject) -> N
         assert (world.running, world.rest, world.timers) == (None, False, {})
         assert world.works[done:] in ([], [POST]), "I3: something was started after the stop"
         # A hung pre_start blocks no stop; only what post_stop and the program themselves are given is waited for.
-        assert tidies or world.now - stopped <= 5
+        assert tidies or world.now - stopped <= 5.001  # sums of floats
         for event in (*LATE, *TRIPS):
             assert step(world.life, event, world.now) == (world.life, [])
     except AssertionError:
