@@ -98,11 +98,15 @@ class Room:
         self.attach(streams, name, options)
         return streams
 
+    def hear(self, _name: str, text: str) -> None:
+        """In the pump's thread."""
+        self.loop.from_thread(lambda: self.messages.append(text))
+
     def attach(self, streams: Streams, name: str, options: LogOptions = PLAIN) -> None:
         self.pumps.attach(
             streams,
             self.files(name, options),
-            lambda name, text: self.loop.from_thread(lambda: self.messages.append(text)),
+            self.hear,
         )
 
     def files(self, name: str, options: LogOptions = PLAIN) -> tuple[LogFile, LogFile]:

@@ -379,7 +379,7 @@ def at_most(more: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = {int(name) for name in os.listdir("/proc/self/fd")}
     free = (number for number in range(hard) if number not in used)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, more, None)), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, more, None), hard), hard))
     try:
         yield
     finally:

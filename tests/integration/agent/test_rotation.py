@@ -586,7 +586,7 @@ def test_links_of_others_are_not_followed(room: Room, tmp_path: Path, harm: str)
     streams = room.pumps.prepare("s1", None)
     options = LogOptions(max_size=100, keep=2, compress=True)
     files = (room.file(log, options, follow=False), room.file(room.err("web")))
-    room.pumps.attach(streams, files, room.messages.append)
+    room.pumps.attach(streams, files, room.hear)
     room.spawn(streams, "for number in range(30): print(number, '')").wait()
     room.drain(streams)
     assert secret.read_text() == "secret\n"
@@ -604,7 +604,7 @@ def test_a_link_of_ours_in_the_path_is_followed(room: Room, tmp_path: Path) -> N
     (tmp_path / "link").symlink_to("../" + tmp_path.name + "/real")
     log = tmp_path / "link" / "deep" / "x.log"
     streams = room.pumps.prepare("s1", None)
-    room.pumps.attach(streams, (room.file(log, PLAIN, follow=False), room.file(room.err("web"))), room.messages.append)
+    room.pumps.attach(streams, (room.file(log, PLAIN, follow=False), room.file(room.err("web"))), room.hear)
     room.spawn(streams, "print('here')").wait()
     room.drain(streams)
     assert (tmp_path / "real" / "deep" / "x.log").read_text() == "here\n"

@@ -91,7 +91,7 @@ def spawn(launch: Launch, output: tuple[int, int], procs: str, report: str) -> P
     umask = f"{launch.umask:o}" if launch.umask >= 0 else ""
     before = [procs, report, launch.cwd, umask, str(_OPEN_FILES), launch.limits, launch.nice, *launch.switch]
     try:
-        pid = os.posix_spawn(
+        pid = os.posix_spawn(  # pylint: disable=ansible-bad-function
             _SHELL,
             [_SHELL, "-c", _TRAMPOLINE, "pm3", *before, program, *launch.argv[1:]],
             launch.env,

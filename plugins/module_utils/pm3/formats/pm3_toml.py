@@ -84,10 +84,10 @@ def load(
 
 def load_for_start(text: str, file: str, base: str) -> dict[str, Definition]:
     """As `load`, with the overlays still in `environments`: pm3's `start` chooses among them in the agent, which knows the rest, too."""
-    found, problems = loading.placed(_top(text, file), base, None)
-    if problems:
-        raise DefinitionError(problems).located(file)
-    return found
+    placed = loading.placed(_top(text, file), base, None)
+    if placed[1]:
+        raise DefinitionError(placed[1]).located(file)
+    return placed[0]
 
 
 def _top(text: str, file: str) -> dict[str, Any]:
