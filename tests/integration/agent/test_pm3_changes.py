@@ -75,7 +75,8 @@ def test_w12_a_copy_that_cannot_listen_does_not_take_the_place_of_one_that_does(
     before = up(agent, web=definition)["web"]
     answer = agent.ask("reload", names=["web"])
     assert answer["type"] == "error"
-    assert answer["message"].startswith("reload failed: web (web exited with code 1")
+    assert answer["message"].startswith("reload failed: web (web exited with code 1: OSError:")
+    assert "in use" in answer["message"]
     assert agent.pids()["web"] == before
 
 

@@ -78,7 +78,7 @@ class Reload:
         new = self._copy(old)
         self.supervisor.deliver(new, machine.Start())
         yield walks.Until(self.supervisor, [new], walks.is_ready)
-        why = "" if new.life.phase is Phase.ONLINE else walks.why_failed(new)
+        why = "" if new.life.phase is Phase.ONLINE else _why(new)
         if old.stops != stops or self.supervisor.instances.get(old.name) is not old:
             why = _STOPPED_MEANWHILE
         if why:
@@ -101,3 +101,9 @@ class Reload:
     def _end(self, leaving: Instance) -> Steps:
         yield from walks.stop_in_order(self.supervisor, [leaving])
         self.supervisor.beside.discard(leaving)
+
+
+def _why(new: Instance) -> str:
+    """Why the copy did not come up, with the last thing that it said: "address already in use" is all that there is to know."""
+    end = new.life.end
+    return walks.why_failed(new) + (f": {end.tail[-1]}" if end is not None and end.tail else "")
