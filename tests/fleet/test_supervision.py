@@ -79,11 +79,11 @@ def test_memory_of_all_processes_in_a_cell(fleet: Fleet, play: Play) -> None:
 
 
 def test_schedules_and_limits_are_back_after_a_reboot(fleet: Fleet, play: Play) -> None:
-    fleet.ssh("app1", "rm -f /root/ticks")
+    fleet.ssh("app1", "rm -f /srv/ticks")
     applied(
         play,
         job={
-            "command": "sh -c 'ulimit -n >>/root/ticks'",
+            "command": "sh -c 'ulimit -n >>/srv/ticks'",
             "cron_restart": "* * * * * *",
             "restart": "never",
             "limits": {"nofile": 4242},
@@ -91,5 +91,5 @@ def test_schedules_and_limits_are_back_after_a_reboot(fleet: Fleet, play: Play) 
         },
     )
     fleet.reboot("app1")
-    fleet.ssh("app1", "rm -f /root/ticks")
-    eventually(fleet, "test $(grep -c 4242 /root/ticks 2>/dev/null || echo 0) -ge 2")
+    fleet.ssh("app1", "rm -f /srv/ticks")
+    eventually(fleet, "test $(grep -c 4242 /srv/ticks 2>/dev/null || echo 0) -ge 2")

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client, ClientError
 
+from .pumping import Room
+
 PACKAGE = Path(__file__).resolve().parents[3] / "plugins" / "module_utils" / "pm3"
 
 
@@ -138,3 +140,13 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
     one.pm3("list")
     yield one
     one.end()
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    """A loop and its pumps, without an agent."""
+    made = Room(tmp_path)
+    yield made
+    made.pumps.close()
+    made.loop.close()
+    assert not made.errors

@@ -13,7 +13,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ from ansible_collections.pm3.fleet.tests.integration.agent.pumping import (
     numbered,
     size,
 )
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Room]:
-    made = Room(tmp_path)
-    yield made
-    made.pumps.close()
-    made.loop.close()
-    assert not made.errors
 
 
 def descriptors() -> int:

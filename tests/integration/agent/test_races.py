@@ -385,3 +385,29 @@ def test_the_store_does_not_grow_with_what_happens(agent: Agent) -> None:
     for _turn in range(120):
         agent.ask("restart", names=["web"])
     assert (agent.data_dir / "store.sqlite-wal").stat().st_size < 2 << 20
+
+
+def rolling(agent: Agent) -> Callable[[], dict[str, Any]]:
+    """A roll of web:0 and web:1 that waits for the file `go` at web:0; gives what waits for its answer."""
+    gate = agent.folder / "go"
+    table = {"command": "sleep 1000", "instances": 2, "min_uptime": 0, "readiness_check": f"exec://test -e {gate}"}
+    gate.touch()
+    assert agent.apply({"web": table})["ok"]
+    before = agent.pids()["web:0"]
+    gate.unlink()
+    answer = in_background(lambda: agent.apply({"web": {**table, "env": {"A": "1"}}}))
+    until(lambda: agent.pids()["web:0"] not in (None, before), "the roll has begun")
+    return answer
+
+
+def test_what_is_deleted_during_a_roll_is_gone_when_the_roll_has_seen_it(agent: Agent) -> None:
+    answer = rolling(agent)
+    deleted = in_background(lambda: agent.ask("delete", names=["web:1"]))
+    until(lambda: agent.instances().get("web:1", {}).get("status", "stopped") == "stopped", "it is stopped at once")
+    (agent.folder / "go").touch()
+    result = answer()
+    assert result["type"] == "result", result
+    assert [row["action"] for row in result["instances"]] == ["rolled", "failed"]
+    assert result["instances"][1]["reason"] == "was stopped meanwhile"
+    assert deleted()["message"] == "deleted: web:1"
+    assert set(agent.instances()) == {"web:0"}

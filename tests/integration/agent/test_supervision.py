@@ -350,12 +350,20 @@ def test_a_folder_that_is_missing_is_told_and_waited_for(agent: Agent) -> None:
 
 
 def test_i3_a_stopped_instance_is_not_watched(agent: Agent) -> None:
-    started(agent, command="sleep 1000", watch=True, cron_restart="* * * * * *")
+    triggers = {"watch": True, "cron_restart": "* * * * * *"}
+    started(agent, command="sleep 1000", **triggers)
+    # Another one has the same, so that it can be seen when the file and the schedule have been heard of.
+    agent.apply({"witness": {**QUICK, "command": "sleep 1000", **triggers}}, "other")
     agent.ask("stop", names=["web"])
-    (agent.folder / "in").write_text("2")
     before = agent.instance("web")
-    over = time.time() + 1.5
-    until(lambda: time.time() > over, "a second of the clock has begun and ended")
+    causes = set()
+
+    def heard() -> bool:
+        (agent.folder / "in").write_text("2")
+        causes.add((agent.instance("witness")["last_exit"] or {}).get("cause"))
+        return {"watch", "cron"} <= causes
+
+    until(heard, "the witness is restarted for both reasons")
     assert agent.instance("web") == before
     assert before["status"] == "stopped"
 

@@ -68,6 +68,7 @@ class Changes:
             if self._owner(chosen) != project:  # what went before it has changed that, so another turn is due
                 self._start(request, peer, client, configs, meant, only)
                 return
+            stops = walks.stops_of(self._supervisor)
             parts = plan_in_parts(
                 project,
                 {name: configs[name] for name in configs if name in chosen},
@@ -92,6 +93,7 @@ class Changes:
                 found,
                 project,
                 request["path"],
+                stops,
                 patient=request["wait"],
                 on_row=progress(request, client),
             )
@@ -123,7 +125,7 @@ class Changes:
         self._work.run(steps, client)
 
     def delete(self, request: Document, _peer: Peer, client: Client) -> None:
-        """Stops and forgets; what depends on it is stopped, as by a stop."""
+        """Stops at once, and forgets when it is its turn: what is under way may still count on it. What depends on it is stopped, too."""
         if not request["names"]:
             raise Refused("delete needs the names of what is to be forgotten")
         leaving = selection.named(self._supervisor, request["names"])
@@ -132,10 +134,18 @@ class Changes:
 
         def steps() -> Steps:
             resisting = yield from self._stopped(targets)
+            if resisting:
+                client.finish(resisting)
+            else:
+                self._in_turn_of(leaving, forget, client)
+
+        def forget() -> Steps:
             for one in leaving:
-                if walks.rests(one) and self._supervisor.instances.get(one.name) is one:
+                # One that somebody has started since stays: the later word counts.
+                if walks.rests(one) and not one.wanted and self._supervisor.instances.get(one.name) is one:
                     self._supervisor.remove(one)
-            client.finish(resisting or messages.success("deleted: " + _listed(leaving)))
+            client.finish(messages.success("deleted: " + _listed(leaving)))
+            yield from ()
 
         self._work.run(steps, client)
 

@@ -194,9 +194,12 @@ class Requests:
             self.work.in_turn([project], desired, steps, client)
 
         def steps() -> Steps:
+            stops = walks.stops_of(self._supervisor)
             found = yield from self._planned(request, desired, pace)
             changed = found.definitions != self._projects.definitions(project)
-            walk = walks.Apply(self._supervisor, found, project, request["path"], on_row=progress(request, client))
+            walk = walks.Apply(
+                self._supervisor, found, project, request["path"], stops, on_row=progress(request, client)
+            )
             after = self._projects.revision(project, found)
             if not request["wait"]:
                 everything = self._supervisor.instances

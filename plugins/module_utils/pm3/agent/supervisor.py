@@ -85,6 +85,7 @@ class Supervisor:
             int, Callable[[], None]
         ] = {}  # by pid, whose end has not been seen yet: what is to be done then
         self._next_spawn = int(store.get("next_spawn") or "1")
+        self._sent = 0  # commands beside programs, so far
         self._clock = float(store.get("clock") or "0")  # what the calendar's clock is ahead of ours, in seconds
         self._store_pause: Timer | None = None  # while the store cannot be written
         self._store_fails = False  # told, and not written since
@@ -311,7 +312,8 @@ class Supervisor:
             if not instance.spawn_id:
                 instance.spawn_id = _base36(self._next_spawn)
                 self._next_spawn += 1
-                self._mark(instance)
+                # A copy beside another is not in the store, but the number that it has taken is.
+                self._mark(self.instances.get(instance.name, instance))
         until = self.loop.time() + _SPAWN_TURN
         self.flush()
         try:
@@ -599,7 +601,8 @@ class Supervisor:
         self, instance: Instance, what: spawn.Launch, seconds: float, done: Callable[[str | None], None]
     ) -> Errand:
         """Runs a command beside the instance's program. Raises what prevents that."""
-        report = self.report(f"{instance.spawn_id}.{len(instance.errands)}")
+        self._sent += 1
+        report = self.report(f"{instance.spawn_id}.{self._sent}")
         procs = self.cells.procs(instance.spawn_id)
 
         def reaped(errand: Errand) -> None:

@@ -121,6 +121,11 @@ def is_settled(instance: Instance) -> bool:
     )
 
 
+def stops_of(supervisor: Supervisor) -> dict[str, int]:
+    """How often each instance has been stopped by somebody: by this a change sees that a stop came after it was asked for."""
+    return {name: instance.stops for name, instance in supervisor.instances.items()}
+
+
 @dataclass
 class Apply:
     """One plan being carried out. `rows` grow as instances are done; `failures` is what stopped the walk."""
@@ -129,16 +134,12 @@ class Apply:
     plan: Plan
     project: str | None
     path: str | None  # PATH for what is started, where the request carried one
+    stops: Mapping[str, int]  # `stops_of` the moment before the plan was begun, which may take several turns
     patient: bool = True  # wait until everything has settled; else only as long as order and first moments need
     on_row: Callable[[result_rows.Row], None] = lambda row: None
     rows: dict[str, result_rows.Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
-    # `Instance.stops` of each instance that was there, as it was planned.
-    stops: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.stops = {name: instance.stops for name, instance in self.supervisor.instances.items()}
 
     def steps(self) -> Steps:
         """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
