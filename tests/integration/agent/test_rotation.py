@@ -302,7 +302,7 @@ def test_flush_under_load(room: Room, kind: str) -> None:
     while asked < 20 and writer.poll() is None:
         room.pumps.flush(room.files("web", options), flushed.append)
         asked += 1
-        room.until(lambda: len(flushed) == asked or writer.poll() is not None)
+        room.until(lambda: len(flushed) == asked or writer.poll() is not None)  # noqa: B023 (called before the next)
     writer.wait()
     room.drain(streams)
     found = numbers(program_lines(log, options).partition(b"\n")[2])  # the first may have begun before
