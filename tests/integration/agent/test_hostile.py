@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import socket
 import threading
@@ -19,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .conftest import DEADLINE, Agent, until
+from .test_agent import at_rest, descriptors
 
 KINDS = sorted(set(messages.REQUESTS) - {"kill"})
 ANSWERS = {
@@ -43,7 +43,7 @@ class Victim:
         self.agent = agent
         self.pid = agent.pid()
         self.path = paths.socket(str(agent.data_dir))
-        self.descriptors = self.count_descriptors()
+        self.descriptors = at_rest(self.count_descriptors)
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -67,7 +67,7 @@ class Victim:
         return self.send(json.dumps(document).encode() + b"\n")
 
     def count_descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(descriptors(self.pid))
 
     def memory(self) -> int:
         (line,) = [
