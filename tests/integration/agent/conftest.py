@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -114,6 +115,17 @@ class Agent:
         before = self.pid()
         os.kill(before, signal.SIGKILL)
         until(lambda: self.answering_pid() not in (None, before), "another agent answers")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """SIGSTOP while the block runs: all that happens in it is news of one moment."""
+        pid = self.pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it has stopped")
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def answering_pid(self) -> int | None:
         try:

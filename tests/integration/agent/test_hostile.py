@@ -378,7 +378,7 @@ def test_a_client_that_never_reads_delays_nobody_and_costs_little(victim: Victim
 
 
 def test_memory_and_descriptors_do_not_grow(victim: Victim) -> None:
-    """The same attacks again and again: what the first round left behind is all there is."""
+    """The same attacks again and again: at some time nothing more is left behind. What leaks, leaks in each round."""
     chance = random.Random(7)
 
     def attack() -> None:
@@ -406,9 +406,8 @@ def test_memory_and_descriptors_do_not_grow(victim: Victim) -> None:
             thread.join()
         victim.check()
 
-    for _round in range(2):
+    sizes: list[int] = []  # the greatest so far: how many of the requests meet is chance, and so is the peak of a round
+    while len(sizes) < 4 or sizes[-1] - sizes[-4] > 1000:  # KB
+        assert len(sizes) < 30, sizes
         attack()
-    before = victim.memory()
-    for _round in range(3):
-        attack()
-    assert victim.memory() - before < GROWTH
+        sizes.append(max([victim.memory(), *sizes[-1:]]))

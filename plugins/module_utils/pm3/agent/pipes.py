@@ -63,7 +63,7 @@ else:
 
 def peek(pipe: int) -> bytes:
     """The foremost bytes of a pipe, at most `LARGE`, which stay in it. b"": end of file. BlockingIOError: it is empty."""
-    scratch_read, scratch_write = _scratch()
+    scratch_read, scratch_write = scratch()
     left = _called("tee", pipe, scratch_write, LARGE, _NONBLOCK)
     found = []
     while left:
@@ -105,7 +105,7 @@ def null() -> int:
 
 
 @lru_cache(maxsize=1)
-def _scratch() -> tuple[int, int]:
+def scratch() -> tuple[int, int]:
     pair = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     enlarge(pair[0])
     return pair

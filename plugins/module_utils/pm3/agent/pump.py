@@ -25,7 +25,7 @@ from typing import Callable
 from .log import Log, LogFile
 from .loop import Callback, Loop
 from .packing import Packer
-from .pipes import null
+from .pipes import null, scratch
 from .spool import Interrupted
 from .stream import FOREVER, Stream
 from .terminal import Bridge
@@ -41,7 +41,8 @@ class Pump:
 
     def __init__(self, loop: Loop, interrupted: Interrupted) -> None:
         self._loop = loop
-        null()  # now, not when descriptors may have run out
+        null()  # these two now, not when descriptors may have run out
+        scratch()
         self._interrupted = interrupted
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
