@@ -142,6 +142,7 @@ def _from_record(record: Record) -> Instance:
         record.name, record.process, record.number, record.count, record.project, record.definition, record.path
     )
     instance.wanted, instance.life, instance.spawn_id = record.wanted, record.life, record.spawn_id
+    instance.slot, instance.seen = record.slot, record.seen
     return instance
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..model import placeholders
@@ -34,6 +35,8 @@ class Instance:
         "process",
         "project",
         "running",
+        "seen",
+        "slot",
         "spawn_id",
         "stops",
         "streams",
@@ -71,6 +74,8 @@ class Instance:
         self.probing: Any = None
         self.errands: list[Any] = []  # commands that run for it beside its process
         self.beside = False  # a second copy, for a moment: it is not in the table of instances
+        self.slot = 0  # which of the two copies it is: one that takes over has the other number
+        self.seen: Mapping[str, Any] | None = None  # what the files of `restart_when_changed` were when it was started
 
     @property
     def pid(self) -> int | None:
@@ -81,7 +86,7 @@ class Instance:
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.number, self.count, self.process, self.name, self.project or "")
+        return Scope(self.number, self.count, self.process, self.name, self.project or "", self.slot)
 
     def filled(self, text: str) -> str:
         """A text of its definition as it is for this instance. Raises `Unfit`."""

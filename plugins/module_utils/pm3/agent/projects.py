@@ -39,7 +39,9 @@ class Projects:
     def keep(self, project: str, found: Plan, label: str | None, uid: int | None) -> int:
         """Makes the plan's definitions the project's new revision."""
         changed = sorted({row.process for row in found.rows if row.action is not Action.NONE})
-        made = Revision(project, self.revision(project) + 1, label, time.time(), uid, tuple(changed), found.definitions)
+        made = Revision(
+            project, self.revision(project) + 1, label, time.time(), uid, tuple(changed), found.definitions, {}
+        )
         self._store.add_revision(made)
         self._current[project] = made
         return made.revision

@@ -22,8 +22,10 @@ from ..model.definition import Definition
 from ..model.life import After, Cause, Check, End, Life, Phase, Policy, Status
 from ..model.slots import slotted
 
-SCHEMA = 1
-_TABLES = """
+SCHEMA = 2
+# What leads from each schema to the next, beginning with none. What has been released is never edited, only added to.
+_STEPS = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE definitions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, body TEXT NOT NULL, UNIQUE (name, body));
 CREATE TABLE projects (name TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
@@ -36,7 +38,24 @@ CREATE TABLE instances (
     definition INTEGER NOT NULL, path TEXT, wanted INTEGER NOT NULL, life TEXT NOT NULL, spawn_id TEXT NOT NULL,
     pid INTEGER, start_time INTEGER, boot TEXT NOT NULL
 ) WITHOUT ROWID;
-"""
+""",
+    """
+ALTER TABLE instances ADD COLUMN slot INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE instances ADD COLUMN seen TEXT;
+ALTER TABLE revisions ADD COLUMN places TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE revisions ADD COLUMN origin INTEGER;
+ALTER TABLE revisions ADD COLUMN failed_at REAL;
+ALTER TABLE revisions ADD COLUMN failure TEXT;
+CREATE TABLE holds (
+    kind TEXT NOT NULL, name TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL, uid INTEGER, PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+CREATE TABLE runs (project TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+""",
+)
+_INSTANCE = (
+    "name, process, number, count, project, definition, path, wanted, life, spawn_id, pid, start_time, boot, slot, seen"
+)
+_FACTS = "project, revision, label, at, uid, changed, places, origin, failed_at, failure"  # of a revision
 _REVISIONS_KEPT = 20  # for each project
 _COMMITS = 64  # after which the log of the database (WAL) is due to be emptied into it
 _BUSY = 200  # milliseconds that a commit waits for somebody else's, for instance a person with sqlite3
@@ -67,6 +86,8 @@ class Record:
     pid: int | None
     start_time: int | None  # clock ticks since boot; with pid and boot, the identity of a process
     boot: str
+    slot: int  # which of two copies it is, 0 or 1
+    seen: Mapping[str, Any] | None  # what the files of `restart_when_changed` were when it was started
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,23 @@ class Revision:
     uid: int | None
     changed: tuple[str, ...]  # the processes that it changed
     definitions: Mapping[str, Definition]
+    places: Mapping[
+        str, Mapping[str, str]
+    ]  # by process: its paths that lead through symbolic links, and where they led
+    origin: int | None = None  # the revision that this one brought back
+    failed_at: float | None = None  # when it was found that it cannot run
+    failure: str | None = None  # and why
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Somebody wants a process, or all of a project, to be left alone."""
+
+    kind: str  # "process" or "project"
+    name: str
+    reason: str
+    since: float  # seconds since the epoch
+    uid: int | None
 
 
 class Store:
@@ -108,12 +146,12 @@ class Store:
         db.execute("PRAGMA journal_size_limit = 1048576")  # bytes to which its file shrinks after a burst
         db.execute("PRAGMA cache_size = -512")
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
-        elif version != SCHEMA:
+        if version > SCHEMA:
             raise StoreError(
                 f"{self.path} has schema {version}, this agent reads {SCHEMA}; install the agent that wrote it"
             )
+        if version < SCHEMA:
+            db.executescript(f"BEGIN; {''.join(_STEPS[version:])} PRAGMA user_version = {SCHEMA}; COMMIT;")
         db.execute(f"PRAGMA busy_timeout = {_BUSY}")
         return db
 
@@ -163,7 +201,7 @@ class Store:
         def work() -> None:
             self._db.executemany("DELETE FROM instances WHERE name = ?", ((name,) for name in removed))
             self._db.executemany(
-                "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                f"INSERT OR REPLACE INTO instances ({_INSTANCE}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (self._columns(record) for record in changed),
             )
             for key, value in facts.items():
@@ -172,7 +210,7 @@ class Store:
         self._write(work)
 
     def instances(self) -> list[Record]:
-        rows = self._db.execute("SELECT * FROM instances ORDER BY name").fetchall()
+        rows = self._db.execute(f"SELECT {_INSTANCE} FROM instances ORDER BY name").fetchall()
         found = [self._record(row) for row in rows]
         self._by_id.clear()  # they are the instances' now
         return found
@@ -192,10 +230,13 @@ class Store:
             record.pid,
             record.start_time,
             record.boot,
+            record.slot,
+            json.dumps(record.seen) if record.seen is not None else None,
         )
 
     def _record(self, row: tuple[Any, ...]) -> Record:
-        name, process, number, count, project, body, path, wanted, life, spawn_id, pid, start_time, boot = row
+        name, process, number, count, project, body, path, wanted, life, spawn_id, *rest = row
+        pid, start_time, boot, slot, seen = rest
         one = self._definition(body)
         return Record(
             name,
@@ -211,6 +252,8 @@ class Store:
             pid,
             start_time,
             boot,
+            slot,
+            json.loads(seen) if seen is not None else None,
         )
 
     def _id(self, definition: Definition) -> int:
@@ -237,33 +280,38 @@ class Store:
     def projects(self) -> dict[str, Revision]:
         """The current revision of every project."""
         rows = self._db.execute(
-            "SELECT revisions.* FROM projects JOIN revisions USING (revision) WHERE project = name"
+            f"SELECT {_FACTS}, definitions FROM projects JOIN revisions USING (revision) WHERE project = name"
         ).fetchall()
         return {row[0]: _revision(row) for row in rows}
 
     def revisions(self, project: str) -> list[Revision]:
         """The revisions of a project that are kept, oldest first; without their definitions, which take long to read."""
-        columns = "project, revision, label, at, uid, changed, '{}'"
         rows = self._db.execute(
-            f"SELECT {columns} FROM revisions WHERE project = ? ORDER BY revision", (project,)
+            f"SELECT {_FACTS}, '{{}}' FROM revisions WHERE project = ? ORDER BY revision", (project,)
         ).fetchall()
         return [_revision(row) for row in rows]
 
+    def revision(self, project: str, number: int) -> Revision | None:
+        """One revision, whole; None if it is not kept (any more)."""
+        row = self._db.execute(
+            f"SELECT {_FACTS}, definitions FROM revisions WHERE project = ? AND revision = ?", (project, number)
+        ).fetchone()
+        return _revision(row) if row is not None else None
+
     def add_revision(self, revision: Revision) -> None:
         """Makes `revision` the project's current one, and forgets the oldest beyond those that are kept. Raises `StoreError`."""
-        body = json.dumps({name: one.data() for name, one in revision.definitions.items()}, sort_keys=True)
         values = (
-            revision.project,
-            revision.revision,
-            revision.label,
-            revision.at,
-            revision.uid,
-            json.dumps(revision.changed),
-            body,
+            *(revision.project, revision.revision, revision.label, revision.at, revision.uid),
+            *(json.dumps(revision.changed), json.dumps(revision.places), revision.origin),
+            *(revision.failed_at, revision.failure),
+            json.dumps({name: one.data() for name, one in revision.definitions.items()}, sort_keys=True),
         )
 
         def work() -> None:
-            self._db.execute("INSERT INTO revisions VALUES (?,?,?,?,?,?,?)", values)
+            self._db.execute(
+                f"INSERT INTO revisions ({_FACTS}, definitions) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+                values,
+            )
             self._db.execute("INSERT OR REPLACE INTO projects VALUES (?, ?)", (revision.project, revision.revision))
             self._db.execute(
                 "DELETE FROM revisions WHERE project = ? AND revision <= ?",
@@ -272,6 +320,43 @@ class Store:
 
         self._write(work)
         self._ids.clear()  # most of those that it replaces are nobody's any more
+
+    def set_failure(self, project: str, number: int, at: float | None, failure: str | None) -> None:
+        """Notes that a revision could not run, and why; or with None that it could after all. Raises `StoreError`."""
+        self._write(
+            lambda: self._db.execute(
+                "UPDATE revisions SET failed_at = ?, failure = ? WHERE project = ? AND revision = ?",
+                (at, failure, project, number),
+            )
+        )
+
+    # Changes under way, one of each project: what another agent needs to know to go on with one
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        return {project: json.loads(body) for project, body in self._db.execute("SELECT project, body FROM runs")}
+
+    def set_run(self, project: str, body: Mapping[str, Any] | None) -> None:
+        """None: it is over. Raises `StoreError`."""
+        if body is None:
+            self._write(lambda: self._db.execute("DELETE FROM runs WHERE project = ?", (project,)))
+        else:
+            row = (project, json.dumps(body))
+            self._write(lambda: self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", row))
+
+    # Holds
+
+    def holds(self) -> list[Hold]:
+        return [Hold(*row) for row in self._db.execute("SELECT kind, name, reason, since, uid FROM holds")]
+
+    def hold(self, made: Iterable[Hold]) -> None:
+        """Raises `StoreError`."""
+        rows = [(one.kind, one.name, one.reason, one.since, one.uid) for one in made]
+        self._write(lambda: self._db.executemany("INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?)", rows))
+
+    def release(self, ended: Iterable[Hold]) -> None:
+        """Raises `StoreError`."""
+        rows = [(one.kind, one.name) for one in ended]
+        self._write(lambda: self._db.executemany("DELETE FROM holds WHERE kind = ? AND name = ?", rows))
 
     @property
     def due(self) -> bool:
@@ -290,9 +375,10 @@ class Store:
 
 
 def _revision(row: tuple[Any, ...]) -> Revision:
-    project, number, label, at, uid, changed, bodies = row
+    project, number, label, at, uid, changed, places, origin, failed_at, failure, bodies = row
     found = {name: _parsed(name, body) for name, body in json.loads(bodies).items()}
-    return Revision(project, number, label, at, uid, tuple(json.loads(changed)), found)
+    facts = (label, at, uid, tuple(json.loads(changed)), found, json.loads(places))
+    return Revision(project, number, *facts, origin, failed_at, failure)
 
 
 def _parsed(name: str, body: Mapping[str, Any]) -> Definition:

@@ -277,6 +277,8 @@ class Supervisor:
             running.pid if running is not None else None,
             running.start_time if running is not None else None,
             self._boot,
+            one.slot,
+            one.seen,
         )
 
     def _mark(self, instance: Instance) -> None:

@@ -18,7 +18,8 @@ from typing import Callable, Union
 
 from .problems import Unfit, nearest
 
-NAMES = ("instance", "count", "process", "name", "project")
+NAMES = ("instance", "count", "slot", "process", "name", "project")
+_NUMBERS = ("instance", "count", "slot")
 
 Value = Union[int, str]
 _LONGEST = 200  # characters of a placeholder: keeps the parser's depth and the size of numbers in bounds
@@ -31,7 +32,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mod: lambda one, other: one % other,
 }
 _EXPECTED = (
-    "expected @{instance}, @{count}, @{process}, @{name}, @{project} or arithmetic with whole numbers such as"
+    "expected @{instance}, @{count}, @{slot}, @{process}, @{name}, @{project} or arithmetic with whole numbers such as"
     " @{3000 + instance} (a plain @{ is written @@{)"
 )
 
@@ -45,6 +46,7 @@ class Scope:
     process: str
     name: str
     project: str
+    slot: int = 0  # 0 or 1: a copy that takes over while the one before it still runs has the other number
 
 
 def expand(text: str, scope: Scope) -> str:
@@ -93,7 +95,7 @@ def _check(node: ast.expr, place: str) -> None:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         for side in (node.left, node.right):
             _check(side, place)
-            if isinstance(side, ast.Name) and side.id not in ("instance", "count"):
+            if isinstance(side, ast.Name) and side.id not in _NUMBERS:
                 raise Unfit(f"{place}: {side.id} is a text and cannot be computed with")
         return
     raise Unfit(f"{_EXPECTED}, found {place}")

@@ -59,7 +59,12 @@ def _is_tables(value: Any) -> bool:
 
 TEXT, TEXTS, FLAG, COUNT = "a string", "an array of strings", "true or false", "a whole number, 0 or more"
 PATH = "a string that can be a path"  # bytes that are not UTF-8 included, as half surrogate pairs
-SECONDS, TABLES, SECRETS = "a number, 0 or more", "an object of objects", "an object of objects of strings"
+SECONDS, TABLE, TABLES, SECRETS = (
+    "a number, 0 or more",
+    "an object",
+    "an object of objects",
+    "an object of objects of strings",
+)
 _KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: _is_text,
     PATH: _is_path,
@@ -67,6 +72,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     FLAG: lambda value: isinstance(value, bool),
     COUNT: _is_count,
     SECONDS: lambda value: _is_count(value) or (isinstance(value, float) and 0 <= value < 2**53),
+    TABLE: lambda value: isinstance(value, dict),
     TABLES: _is_tables,
     SECRETS: lambda value: (
         _is_tables(value) and all(_is_text(text) for table in value.values() for text in table.values())
@@ -77,13 +83,19 @@ _NAMES = {"names": Field(TEXTS)}  # none: all
 _WALK = {"progress": Field(FLAG, False)}  # rows while the work goes on
 _APPLY = {
     "project": Field(TEXT, required=True),
-    "definitions": Field(TABLES, required=True),
+    "definitions": Field(TABLES, {}),
+    "known": Field(TABLES, {}),  # processes as the agent knows them, by name, with the fields that are to be another
+    "rollback_to": Field(TEXT),  # a revision's number or label, instead of definitions
+    "rollback_from": Field(TEXT),  # back from the revision of this label, if it is the current one
     "secrets": Field(SECRETS, {}),
+    "update": Field(TABLE, {}),  # for definitions that have none of their own
     "overlay": Field(TEXT),
     "base": Field(PATH),  # the folder that relative paths are relative to
-    "state": Field(TEXT, "present", choices=("present", "stopped", "restarted", "absent")),
+    "state": Field(TEXT, "present", choices=("present", "stopped", "restarted", "reloaded", "absent")),
     "prune": Field(FLAG, True),
     "only": Field(TEXTS),
+    "take_over": Field(FLAG, False),  # processes of another project become this one's
+    "retry_failed": Field(FLAG, True),  # try again what has been reverted
     "label": Field(TEXT),
     "wait": Field(FLAG, True),
     "path": Field(PATH),
