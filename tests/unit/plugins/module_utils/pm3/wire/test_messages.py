@@ -102,7 +102,7 @@ def test_requests_of_pm3_are_understood(line: str) -> None:
         ),
         (
             {"type": "plan", "project": "p", "definitions": {}, "state": "gone"},
-            "request plan: state: expected one of present, stopped, restarted, absent",
+            "request plan: state: expected one of present, stopped, restarted, reloaded, absent",
         ),
         ({"type": "snapshot", "timeout": -0.5}, "request snapshot: timeout: expected a number, 0 or more"),
     ],
