@@ -146,6 +146,11 @@ class Agent:
         assert not [pid for pid in pids if alive(pid)]
 
 
+def stack_of(pid: int) -> list[str]:
+    """Where its stack lies: execve puts it elsewhere."""
+    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.endswith("[stack]")]
+
+
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Agent]:
     one = Agent(tmp_path)

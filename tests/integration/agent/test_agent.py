@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive, stack_of, until
 
 SLEEP = {"command": "sleep 1000", "min_uptime": 50}
 
@@ -349,7 +349,7 @@ def test_an_instance_runs_as_its_user(agent: Agent) -> None:
     until(lambda: agent.log("web-out").count("\n") == 3, "it tells who it is")
     assert agent.log("web-out").split() == [str(nobody.pw_uid), str(nobody.pw_gid), "nobody"]
     unknown = agent.apply({"web": {**SLEEP, "user": "no-such-user"}})
-    assert unknown["instances"][0]["reason"] == "user no-such-user does not exist on this host"
+    assert unknown["instances"][0]["reason"] == "user no-such-user does not exist on this host; back on revision 1"
 
 
 def test_the_limit_of_open_files_is_not_the_agents(agent: Agent) -> None:
@@ -517,9 +517,9 @@ def test_an_upgrade_in_place_keeps_pid_and_children(agent: Agent) -> None:
     before, pid = agent.pids(), agent.pid()
     open_files: list[str] = []
     for turn in range(4):
-        mapped = Path(f"/proc/{pid}/maps").read_text()
+        stack = stack_of(pid)
         os.kill(pid, signal.SIGHUP)
-        until(lambda mapped=mapped: Path(f"/proc/{pid}/maps").read_text() != mapped, "it became itself anew")
+        until(lambda stack=stack: stack_of(pid) != stack, "it became itself anew")
         until(lambda: agent.answering_pid() == pid, "it answers")
         assert agent.pids() == before
         if not turn:
@@ -544,7 +544,7 @@ def test_an_orderly_end_stops_everything_and_a_project_comes_back(agent: Agent) 
 
 
 def test_a_change_in_the_middle_of_coming_up_takes_over(agent: Agent) -> None:
-    never = {"command": "sleep 1001", "readiness_check": f"tcp://127.0.0.1:{free_port()}"}
+    never = {"command": "sleep 1001", "readiness_check": f"tcp://127.0.0.1:{free_port()}", "readiness_timeout": 5}
     agent.apply({"db": SLEEP, "web": {**SLEEP, "depends_on": ["db"]}})
     agent.apply({"db": never, "web": {**SLEEP, "depends_on": ["db"]}}, wait=False)
     until(lambda: agent.instance("db")["status"] == "starting", "db is being checked")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import ClientError
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive, stack_of, until
 from .test_agent import at_rest
 
 STEPS = 14
@@ -282,11 +282,6 @@ def rests_or_lasts(table: dict[str, Any]) -> bool:
     """Whether what it starts, once it is up, stays as it is. Another may end between two applies."""
     kind = next(kind for kind, program in PROGRAMS.items() if program["command"] == table["command"])
     return kind in LASTING or (kind in WORKING and table.get("restart") != "always")
-
-
-def stack_of(pid: int) -> list[str]:
-    """Where its stack lies: execve puts it elsewhere."""
-    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.endswith("[stack]")]
 
 
 def descriptors(pid: int) -> dict[str, int]:

@@ -26,6 +26,7 @@ ANSWERS = {
     "doctor",
     "error",
     "success",
+    "history",
     "process_list",
     "process_detail",
     "snapshot",
@@ -223,6 +224,7 @@ def values(kind: str, field: str) -> st.SearchStrategy[Any]:
         messages.FLAG: st.booleans(),
         messages.COUNT: st.sampled_from([0, 1, 10_000, 2**53 - 1]),
         messages.SECONDS: st.sampled_from([0, 0.001]),
+        messages.TABLE: st.dictionaries(st.sampled_from(ODD_TEXTS), JSON, max_size=2),
         messages.TABLES: TABLES,
         messages.SECRETS: st.dictionaries(
             st.sampled_from(ODD_TEXTS),

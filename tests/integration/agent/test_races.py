@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive, stack_of, until
 
 SLEEP = {"command": "sleep 1000", "min_uptime": 50}
 STUBBORN = {"command": "sh -c 'trap \"\" TERM; while :; do sleep 1; done'", "min_uptime": 50}
@@ -305,11 +305,6 @@ def test_a_start_by_hand_waits_for_the_apply_of_the_same_name(agent: Agent, gate
 
 
 # Upgrades
-
-
-def stack_of(pid: int) -> list[str]:
-    """Where its stack lies: execve puts it elsewhere."""
-    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.endswith("[stack]")]
 
 
 def test_an_upgrade_keeps_the_limit_of_open_files(agent: Agent) -> None:

@@ -66,3 +66,11 @@ def find(user: str | None) -> Account:
     if os.getuid() != 0 and (entry.pw_uid != os.getuid() or gid not in (os.getgid(), *os.getgroups())):
         raise AccountError(f"only an agent that runs as root can run a program as {user}")
     return Account(entry.pw_uid, gid, entry.pw_name, entry.pw_dir, entry.pw_shell or "/bin/sh")
+
+
+def name_of(uid: int | None) -> str | None:
+    """None: nobody, or a user without a name here."""
+    try:
+        return pwd.getpwuid(uid).pw_name if uid is not None else None
+    except KeyError:
+        return None

@@ -19,7 +19,8 @@ from ..model.definition import Definition
 from ..model.plan import Action, plan_in_parts
 from ..model.problems import Unfit
 from ..wire import messages
-from . import dump, selection, walks
+from . import dump, places, selection, walks
+from .apply import Apply
 from .instance import Instance, is_up
 from .projects import Projects, owner
 from .server import Client, Peer
@@ -86,9 +87,12 @@ class Changes:
                 )
                 found = replace(found, rows=rows_meant)
             if project is not None and found.definitions != self._projects.definitions(project):
-                self._projects.keep(project, found, None, peer.uid)
+                changed = {row.process for row in found.rows if row.action is not Action.NONE}
+                facts = (found.definitions, changed, places.taken(found.definitions), None, peer.uid)
+                self._projects.keep(self._projects.made(project, *facts))
+                self._projects.judge(project, None)  # what does not come up here is told, and not taken back
             before = set(self._supervisor.instances)
-            walk = walks.Apply(
+            walk = Apply(
                 self._supervisor,
                 found,
                 project,

@@ -112,6 +112,7 @@ class Agent:
         instances = self._supervisor.instances.values()
         wanted = [one for one in instances if one.wanted and (one in cut_off or (fresh and walks.rests(one)))]
         self._requests.work.come_up([*wanted, *(self._requests.changes.dumped() if fresh else ())], self._is_up)
+        self._requests.runs.resume()
         self._server = Server(
             self._loop, paths.socket(self._data_dir), self._requests.handle, _on_error, self._group(), listener
         )
@@ -251,6 +252,9 @@ class Agent:
         self._ending = True
         if self._server is not None:
             self._server.close()
+        self._requests.runs.abandon(
+            "interrupted: the agent was asked to end; it goes on with this when it is started again"
+        )
         self._requests.work.abandon()
         self._manager.tell("STOPPING=1")
         Task(self._stop_all()).start().begin(self._ended)
@@ -310,6 +314,9 @@ class Agent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._shut_down()
             return
+        self._requests.runs.abandon(
+            "interrupted: the agent becomes the installed version, and then goes on with this; ask again"
+        )
         self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * 1_000_000)}")
         self._supervisor.flush()
         self._pumps.close()

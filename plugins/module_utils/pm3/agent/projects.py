@@ -1,18 +1,27 @@
 # Copyright (c) 2026, pm3.fleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Projects and their revisions: what each was last told to be. In the store, and the newest of each in memory."""
+"""Projects and their revisions: what each was told to be, and what became of that. In the store, and the newest of each in memory.
+
+A revision is made by every apply that changes what a project is told to be. Going back makes a new one that names the one it brought
+back (`origin`), so the history only grows, and going back twice goes back further. A revision that has not come up yet, or has
+failed, is no place to go back to.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..model.definition import Definition
-from ..model.plan import Action, Plan
+from ..model.problems import DefinitionError, Problem
 from .instance import Instance
+from .places import Places
 from .store import Revision, Store
+
+UNFINISHED = "not finished"  # as the failure of a revision whose instances are still being changed
 
 
 class Projects:
@@ -20,14 +29,13 @@ class Projects:
         self._store = store
         self._current: dict[str, Revision] = store.projects()
 
+    def current(self, project: str | None) -> Revision | None:
+        return self._current.get(project) if project is not None else None
+
     def definitions(self, project: str | None) -> Mapping[str, Definition]:
         """What the project was last told to be."""
-        return self._current[project].definitions if project in self._current else {}
-
-    def revision(self, project: str, after: Plan | None = None) -> int:
-        """The project's current revision, or the one that it will have after `after`. 0: it has none."""
-        number = self._current[project].revision if project in self._current else 0
-        return number + (1 if after is not None and after.definitions != self.definitions(project) else 0)
+        found = self.current(project)
+        return found.definitions if found is not None else {}
 
     def revisions(self, project: str) -> list[Revision]:
         return self._store.revisions(project)
@@ -36,15 +44,89 @@ class Projects:
         """The current revision of one project, or of all."""
         return {name: one for name, one in self._current.items() if project in (None, name)}
 
-    def keep(self, project: str, found: Plan, label: str | None, uid: int | None) -> int:
-        """Makes the plan's definitions the project's new revision."""
-        changed = sorted({row.process for row in found.rows if row.action is not Action.NONE})
-        made = Revision(
-            project, self.revision(project) + 1, label, time.time(), uid, tuple(changed), found.definitions, {}
-        )
-        self._store.add_revision(made)
-        self._current[project] = made
-        return made.revision
+    # New ones
+
+    def made(
+        self,
+        project: str,
+        definitions: Mapping[str, Definition],
+        changed: Iterable[str],
+        places: Places,
+        label: str | None,
+        uid: int | None,
+        origin: int | None = None,
+    ) -> Revision:
+        """The project's next revision, unfinished and not yet kept."""
+        found = self.current(project)
+        number = found.revision + 1 if found is not None else 1
+        facts = (label, time.time(), uid, tuple(sorted(changed)), definitions, places)
+        return Revision(project, number, *facts, origin, None, UNFINISHED)
+
+    def keep(self, made: Revision, run: Mapping[str, Any] | None = None) -> None:
+        """Makes it the current one, and `run` what another agent would have to go on with; both or neither."""
+        self._store.add_revision(made, run)
+        self._current[made.project] = made
+
+    def judge(self, project: str, failure: str | None, at: float | None = None) -> None:
+        """Notes what became of the current revision: None, or why it could not run (`at`: and that it is not worth another try)."""
+        found = self._current[project]
+        if failure is not None:  # it may name a path with bytes that are no UTF-8
+            failure = failure.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        if (found.failure, found.failed_at) != (failure, at):
+            self._store.set_failure(project, found.revision, at, failure)
+            self._current[project] = replace(found, failure=failure, failed_at=at)
+
+    # Back
+
+    def good_before(self, project: str, number: int, other_label: str | None = None) -> Revision | None:
+        """The newest revision before that one which has come up, and brought back none; of another label, if one is given."""
+        for one in reversed(self._store.revisions(project)):
+            is_good = one.failure is None and one.origin is None
+            if one.revision < number and is_good and (other_label is None or one.label != other_label):
+                return self._store.revision(project, one.revision)
+        return None
+
+    def back_to(self, project: str, to: str | None, of_label: str | None) -> tuple[Revision | None, Revision]:
+        """The revision that a rollback asks for, None where the project is there already; and the current one.
+
+        `to` is a number, a label, or "" for one good revision back. With `of_label` it is the same, if the current one has this label.
+        Raises `DefinitionError` where there is no such revision.
+        """
+        current = self.current(project)
+        if current is None:
+            raise _refusal(f"project {project} has no revisions here")
+        if to:
+            return self._named(project, to, current), current
+        if of_label is not None and current.label != of_label:
+            return None, current
+        found = self.good_before(project, current.origin or current.revision, of_label)
+        if found is None:
+            raise _refusal(
+                f"project {project} has no earlier revision that it could go back to; see pm3 history {project}"
+            )
+        return found, current
+
+    def _named(self, project: str, to: str, current: Revision) -> Revision | None:
+        if to in (str(current.revision), str(current.origin), current.label) and current.failure is None:
+            return None
+        kept = self._store.revisions(project)
+        named = [one for one in kept if str(one.revision) == to] or [one for one in kept if one.label == to]
+        good = [one for one in named if one.failure is None]
+        if not named:
+            known = ", ".join(str(one.revision) + (f" ({one.label})" if one.label else "") for one in kept)
+            raise _refusal(f"project {project} has no revision {to}; there are {known}")
+        if not good:
+            raise _refusal(f"revision {to} of project {project} has not come up here: {named[-1].failure}")
+        return self._store.revision(project, good[-1].revision)
+
+    def failed_like(self, project: str, definitions: Mapping[str, Definition], places: Places) -> Revision | None:
+        """The newest revision that could not run here and asked for exactly this."""
+        for one in reversed(self._store.revisions(project)):
+            if one.failed_at is not None and one.places == places:
+                whole = self._store.revision(project, one.revision)
+                if whole is not None and whole.definitions == definitions:
+                    return whole
+        return None
 
 
 def owner(instances: Iterable[Instance], processes: Iterable[Any]) -> str | None:
@@ -52,3 +134,7 @@ def owner(instances: Iterable[Instance], processes: Iterable[Any]) -> str | None
     names = set(processes)
     owners = {one.project for one in instances if one.process in names}
     return owners.pop() if len(owners) == 1 else None
+
+
+def _refusal(message: str) -> DefinitionError:
+    return DefinitionError([Problem(message)])

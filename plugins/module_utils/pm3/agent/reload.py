@@ -11,16 +11,15 @@ copy itself, not by the old one on the same port (W12). Whatever has neither is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..model import machine
-from ..model.life import Life, Phase, Policy
+from ..model.life import Life, Policy
 from . import walks
 from .instance import Instance
 from .supervisor import Supervisor
+from .swap import Swap
 from .tasks import All, Steps, Task
-
-_STOPPED_MEANWHILE = "was stopped meanwhile"
 
 
 @dataclass
@@ -47,14 +46,14 @@ class Reload:
                 continue  # removed meanwhile
             if self.path is not None:
                 self.supervisor.change(instance, path=self.path)
-            why = yield from self._one(instance)
+            why = yield from self.one(instance)
             if why:
                 self.failed[instance.name] = why
             else:
                 self.done.append(instance.name)
 
-    def _one(self, instance: Instance) -> Steps:
-        """Why it failed, or ""."""
+    def one(self, instance: Instance) -> Steps:
+        """Reloads one instance; gives why it failed, or ""."""
         runs = instance.pid is not None
         if runs and instance.definition.reload_signal is not None:
             return "" if self.supervisor.tell(instance, instance.definition.reload_signal) else "is not running"
@@ -69,41 +68,21 @@ class Reload:
         if resisting:
             return "does not react to SIGKILL"
         if instance.stops != stops:
-            return _STOPPED_MEANWHILE
+            return walks.STOPPED_MEANWHILE
         yield from walks.start_in_order(self.supervisor, [instance], machine.Restart())
         return walks.why_failed(instance) if walks.has_failed(instance) else ""
 
     def _swap(self, old: Instance) -> Steps:
         stops = old.stops
-        new = self._copy(old)
-        self.supervisor.deliver(new, machine.Start())
-        yield walks.Until(self.supervisor, [new], walks.is_ready)
-        why = "" if new.life.phase is Phase.ONLINE else _why(new)
-        if old.stops != stops or self.supervisor.instances.get(old.name) is not old:
-            why = _STOPPED_MEANWHILE
-        if why:
-            yield from self._end(new)
-            return why
-        self.supervisor.replace(old, new)
-        # It has not stopped, it goes on as another process: what post_stop would clear away is in use (W12).
-        old.life = replace(old.life, policy=replace(old.life.policy, post_stop=False))
-        yield from self._end(old)
-        return ""
-
-    def _copy(self, old: Instance) -> Instance:
         new = Instance(old.name, old.process, old.number, old.count, old.project, old.definition, old.path)
         life = old.life
         new.life = Life(Policy.of(old.definition), restarts=life.restarts, total_restarts=life.total_restarts)
-        new.wanted, new.beside = True, True
-        self.supervisor.beside.add(new)
-        return new
 
-    def _end(self, leaving: Instance) -> Steps:
-        yield from walks.stop_in_order(self.supervisor, [leaving])
-        self.supervisor.beside.discard(leaving)
+        def objection() -> str:
+            is_there = self.supervisor.instances.get(old.name) is old
+            return "" if is_there and old.stops == stops else walks.STOPPED_MEANWHILE
 
-
-def _why(new: Instance) -> str:
-    """Why the copy did not come up, with the last thing that it said: "address already in use" is all that there is to know."""
-    end = new.life.end
-    return walks.why_failed(new) + (f": {end.tail[-1]}" if end is not None and end.tail else "")
+        swap = Swap(self.supervisor, old, new, walks.is_ready, objection)
+        yield from swap.steps()
+        # "address already in use" is all that there is to know.
+        return swap.why + (f": {swap.last_words[-1]}" if swap.died and swap.last_words else "")

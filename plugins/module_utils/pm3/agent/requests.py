@@ -9,22 +9,19 @@ listening: what it began is carried through.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable
 
-from ..model import definition as definitions
-from ..model import difference, loading, rows
-from ..model.definition import Definition
-from ..model.plan import Action, Change, Plan, State, plan_in_parts
-from ..model.problems import DefinitionError, Problem, Unfit
+from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
 from . import selection, views, walks
-from .changes import Changes, cpus, progress
+from .changes import Changes
 from .instance import Instance
 from .projects import Projects
+from .runs import Runs
 from .server import Client, Peer
 from .supervisor import Supervisor
-from .tasks import Pace, Steps, paced
+from .tasks import Pace, Steps
 from .usage import Meter, Used
 from .work import Refused, Work
 
@@ -49,11 +46,13 @@ class Requests:
         self.work = Work(supervisor)
         self._meter = Meter()
         self.changes = changes = Changes(supervisor, self._projects, self.work, data_dir)
+        self.runs = Runs(supervisor, self._projects, self.work)
         self._do: dict[str, Callable[[Document, Peer, Client], None]] = {
             "hello": lambda request, peer, client: client.finish(self._hello()),
             "doctor": lambda request, peer, client: client.finish(doctor()),
-            "apply": self._apply,
-            "plan": self._plan,
+            "apply": self.runs.apply,
+            "plan": lambda request, peer, client: self.runs.plan(request, client),
+            "history": self._history,
             "snapshot": self._snapshot,
             "list": self._list,
             "info": self._info,
@@ -165,122 +164,14 @@ class Requests:
 
         LogRequest(self._supervisor, request, client)
 
-    # Applying
-
-    def _plan(self, request: Document, _peer: Peer, client: Client) -> None:
-        pace = Pace(self._supervisor.loop)
-
-        def steps() -> Steps:
-            desired = yield from _desired(request, pace)
-            found = yield from self._planned(request, desired, pace)
-            predicted = [self._foreseen(change, found.state) for change in found.rows]
-            if pace.over():
-                yield pace
-            client.finish(self._result(request, found, predicted, self._projects.revision(request["project"], found)))
-
-        self.work.run(steps, client)
-
-    def _apply(self, request: Document, peer: Peer, client: Client) -> None:
-        pace = Pace(self._supervisor.loop)
-        project = str(request["project"])
-        desired: dict[str, Definition] = {}
-
-        def first() -> Steps:
-            yield pace  # its text was large, if it is much
-            desired.update((yield from _desired(request, pace)))
-            yield from self._planned(
-                request, desired, pace
-            )  # mistakes are told at once, also where the project is busy
-            self.work.in_turn([project], desired, steps, client)
-
-        def steps() -> Steps:
-            stops = walks.stops_of(self._supervisor)
-            found = yield from self._planned(request, desired, pace)
-            changed = found.definitions != self._projects.definitions(project)
-            walk = walks.Apply(
-                self._supervisor, found, project, request["path"], stops, on_row=progress(request, client)
-            )
-            after = self._projects.revision(project, found)
-            if not request["wait"]:
-                everything = self._supervisor.instances
-                begun = [views.row(self._supervisor, one, everything.get(one.name)) for one in found.rows]
-                client.finish(self._result(request, found, begun, after, in_progress=True))
-            if changed:
-                self._projects.keep(project, found, request["label"], peer.uid)
-            if pace.over():
-                yield pace
-            made = yield from walk.steps()
-            if found.changed or changed:
-                self._supervisor.checkpoint()
-            if pace.over():
-                yield pace
-            client.finish(self._result(request, found, made, after))
-
-        self.work.run(first, client)
-
-    def _planned(self, request: Document, desired: Mapping[str, Definition], pace: Pace) -> Steps:
+    def _history(self, request: Document, _peer: Peer, client: Client) -> None:
         project = request["project"]
-        parts = plan_in_parts(
-            project,
-            desired,
-            self._supervisor.actual(),
-            cpus=cpus(),
-            current=self._projects.definitions(project),
-            state=State(request["state"]),
-            prune=request["prune"],
-            only=request["only"],
-        )
-        return (yield from paced(pace, parts))
-
-    def _foreseen(self, change: Change, state: State) -> rows.Row:
-        """The row that the change will have, as far as that is known: counters and the last exit are those of now."""
-        made = views.row(self._supervisor, change, self._supervisor.instances.get(change.name))
-        pid = made["pid"] if change.action in (Action.NONE, Action.UPDATED) else None
-        return {**made, "status": _predicted(change, state, made["status"]), "pid": pid}
-
-    def _result(
-        self, request: Document, found: Plan, made: list[rows.Row], revision: int, in_progress: bool = False
-    ) -> Document:
-        failed = [row for row in made if row["action"] == Action.FAILED.value]
-        return {
-            "type": "result",
-            "ok": not failed,
-            "message": "; ".join(f"{row['name']} {row['reason']}" for row in failed) or None,
-            "changed": any(row["changed"] for row in made),
-            "project": request["project"],
-            "revision": revision or None,
-            "previous_revision": revision - 1 if revision > 1 else None,
-            "reverted": False,
-            "timed_out": False,
-            "in_progress": in_progress,
-            "instances": made,
-            "summary": rows.summary(made),
-            "diff": difference.of(request["project"], found),
-            "report": rows.report(made),
-            "warnings": definitions.cautions(request["definitions"]),
-        }
+        current = self._projects.current(project)
+        if current is None:
+            raise Refused(f"project {project} has no revisions here")
+        shown = [views.revision(one) for one in self._projects.revisions(project)]
+        client.finish({"type": "history", "project": project, "current": current.revision, "revisions": shown})
 
     def _kill(self, _request: Document, _peer: Peer, client: Client) -> None:
         client.finish(messages.success("daemon shutting down"))
         self._supervisor.loop.soon(self._shutdown)
-
-
-def _desired(request: Document, pace: Pace) -> Steps:
-    """The definitions that an `apply` or a `plan` brings."""
-    tables = {name: dict(table) for name, table in request["definitions"].items()}
-    for name, secrets in request["secrets"].items():
-        if name in tables:
-            tables[name]["secrets"] = {**(tables[name].get("secrets") or {}), **secrets}
-    if not tables and request["state"] != State.ABSENT.value:
-        raise DefinitionError([Problem("nothing is defined; to remove a project, ask for state absent")])
-    try:
-        return (yield from paced(pace, loading.load_in_parts(tables, request["base"], request["overlay"])))
-    except DefinitionError as error:
-        raise error.located(request["file"]) if request["file"] else error from None
-
-
-def _predicted(change: Change, state: State, status: str) -> str:
-    """The status that an instance will have once the change has succeeded."""
-    if change.action in (Action.REMOVED, Action.STOPPED) or change.rests or state is State.STOPPED:
-        return "stopped"
-    return status if change.action in (Action.NONE, Action.UPDATED) else "online"

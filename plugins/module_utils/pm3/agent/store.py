@@ -298,8 +298,11 @@ class Store:
         ).fetchone()
         return _revision(row) if row is not None else None
 
-    def add_revision(self, revision: Revision) -> None:
-        """Makes `revision` the project's current one, and forgets the oldest beyond those that are kept. Raises `StoreError`."""
+    def add_revision(self, revision: Revision, run: Mapping[str, Any] | None = None) -> None:
+        """Makes `revision` the project's current one and `run` what is under way, and forgets the oldest beyond those that are kept.
+
+        Raises `StoreError`.
+        """
         values = (
             *(revision.project, revision.revision, revision.label, revision.at, revision.uid),
             *(json.dumps(revision.changed), json.dumps(revision.places), revision.origin),
@@ -317,6 +320,7 @@ class Store:
                 "DELETE FROM revisions WHERE project = ? AND revision <= ?",
                 (revision.project, revision.revision - _REVISIONS_KEPT),
             )
+            self._set_run(revision.project, run)
 
         self._write(work)
         self._ids.clear()  # most of those that it replaces are nobody's any more
@@ -337,11 +341,13 @@ class Store:
 
     def set_run(self, project: str, body: Mapping[str, Any] | None) -> None:
         """None: it is over. Raises `StoreError`."""
+        self._write(lambda: self._set_run(project, body))
+
+    def _set_run(self, project: str, body: Mapping[str, Any] | None) -> None:
         if body is None:
-            self._write(lambda: self._db.execute("DELETE FROM runs WHERE project = ?", (project,)))
+            self._db.execute("DELETE FROM runs WHERE project = ?", (project,))
         else:
-            row = (project, json.dumps(body))
-            self._write(lambda: self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", row))
+            self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (project, json.dumps(body)))
 
     # Holds
 

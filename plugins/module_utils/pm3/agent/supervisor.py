@@ -452,13 +452,20 @@ class Supervisor:
         return True
 
     def replace(self, old: Instance, new: Instance) -> None:
-        """`new`, which ran beside it, takes the place of `old`, which is to be stopped."""
+        """`new`, which ran beside it, takes the place of `old`, which is to be stopped. It may have another name."""
+        if new.name != old.name:
+            del self.instances[old.name]
+            self._dirty.discard(old)
+            self.forget(old.name)
         self.beside.discard(new)
         self.beside.add(old)
         new.beside, old.beside = False, True
         new.stops = old.stops
-        self.instances[new.name] = new
-        self._mark(new)
+        if new.name == old.name:
+            self.instances[new.name] = new
+            self._mark(new)
+        else:
+            self.add(new)
         for one in (old, new):
             self.triggers.update(one)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..model import placeholders, rows
 from ..model.definition import FIELDS, Definition
 from ..model.life import Phase
 from ..model.plan import MASK, Change
+from . import accounts
 from .instance import Instance
 from .output import last_lines
 from .store import Revision
@@ -104,7 +106,22 @@ def masked(definition: Definition) -> Document:
 
 
 def revision(one: Revision) -> Document:
-    return {"revision": one.revision, "label": one.label, "at": one.at, "changed": list(one.changed)}
+    return {
+        "revision": one.revision,
+        "label": one.label,
+        "at": one.at,
+        "uid": one.uid,
+        "user": accounts.name_of(one.uid),
+        "changed": list(one.changed),
+        "origin": one.origin,
+        "failed_at": one.failed_at,
+        "failure": one.failure,
+    }
+
+
+def when(moment: float) -> str:
+    """A time in the words of this host."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def end(supervisor: Supervisor, instance: Instance) -> Document | None:

@@ -9,24 +9,21 @@ Every wait here ends by itself: starts by the timeouts of their checks, stops by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable
 
 from ..model import graph, machine
 from ..model import rows as result_rows
 from ..model.definition import Definition
-from ..model.life import Phase, Policy
-from ..model.plan import Action, Change, Plan, State
-from . import views
+from ..model.life import Phase
 from .instance import Instance, has_completed
 from .loop import Timer
 from .supervisor import Supervisor
-from .tasks import All, Pace, Steps, Task
+from .tasks import Pace, Steps
 
 _STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
-_LIVE = (Action.NONE, Action.UPDATED)  # actions that leave the process alone
-_STOPPED_MEANWHILE = "was stopped meanwhile"
+STOPPED_MEANWHILE = "was stopped meanwhile"
+RESISTS = "could not be ended: it does not react to SIGKILL (uninterruptible sleep)"
 
 Judgement = Callable[[Instance], bool]
 
@@ -44,6 +41,7 @@ class Until:
         self._judge = judge
         self._seconds = seconds
         self.failed: dict[Instance, str] = {}
+        self.late: list[Instance] = []  # those that were not there in time
         self._left: set[Instance] = {instance for instance in instances if not self._judged(instance)}
         self._timer: Timer | None = None
         self._resume: Callable[[Any], None] | None = None
@@ -83,6 +81,7 @@ class Until:
 
     def _end(self, answer: bool) -> None:
         resume = self._resume  # None: cancelled, or the time was over in the very turn in which it came true
+        self.late = list(self._left)
         self.cancel()
         if resume is not None:
             resume(answer)
@@ -126,219 +125,29 @@ def stops_of(supervisor: Supervisor) -> dict[str, int]:
     return {name: instance.stops for name, instance in supervisor.instances.items()}
 
 
-@dataclass
-class Apply:
-    """One plan being carried out. `rows` grow as instances are done; `failures` is what stopped the walk."""
-
-    supervisor: Supervisor
-    plan: Plan
-    project: str | None
-    path: str | None  # PATH for what is started, where the request carried one
-    stops: Mapping[str, int]  # `stops_of` the moment before the plan was begun, which may take several turns
-    patient: bool = True  # wait until everything has settled; else only as long as order and first moments need
-    on_row: Callable[[result_rows.Row], None] = lambda row: None
-    rows: dict[str, result_rows.Row] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    begun: set[str] = field(default_factory=set)
-
-    def steps(self) -> Steps:
-        """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
-        changes = self.plan.rows
-        gone = [change for change in changes if change.action is Action.REMOVED]
-        stopped = [change for change in changes if change.action is Action.STOPPED]
-        yield from self._rest([*gone, *stopped])
-        for change in gone:
-            instance = self.supervisor.instances.get(change.name)
-            if instance is not None and rests(instance):
-                self.supervisor.remove(instance)
-        of_process: dict[str, list[Change]] = {}
-        for change in changes:
-            if change.action not in (Action.REMOVED, Action.STOPPED):
-                of_process.setdefault(change.process, []).append(change)
-        levels = graph.levels(graph.of({name: found[0].definition for name, found in of_process.items()}))
-        for place, level in enumerate(levels):
-            if self.failures:
-                break
-            last = place == len(levels) - 1
-            tasks = [Task(self._process(of_process[name], last)) for name in level]
-            yield All(self.supervisor.loop, tasks)
-            for task in tasks:
-                task.value()
-        if self.patient:
-            yield from self._settle()
-        for change in changes:
-            if change.name not in self.rows:
-                self._row(change, reached=not self.failures)
-        return [self.rows[change.name] for change in changes]
-
-    # Down
-
-    def _rest(self, changes: Sequence[Change]) -> Steps:
-        found = {change.name: self.supervisor.instances[change.name] for change in changes}
-        for change in changes:
-            self.supervisor.change(found[change.name], wanted=False)
-        yield from stop_in_order(self.supervisor, found.values())
-        for change in changes:
-            instance = found[change.name]
-            if rests(instance):
-                self._adopt(instance, change)
-                self._row(change)
-            else:
-                self._fail(change, instance, "could not be ended: it does not react to SIGKILL (uninterruptible sleep)")
-
-    # Up
-
-    def _process(self, changes: Sequence[Change], last: bool) -> Steps:
-        """The changes of one process. What does not run starts first, all at once; only when that has come up is what does run replaced,
-        one instance after the other: a release that cannot run costs no instance that does, however often it is tried."""
-        fresh: list[Change] = []
-        replaced: list[Change] = []
-        for change in changes:
-            if change.action in _LIVE:
-                self._update(change)
-            else:
-                (fresh if self._is_down(change) else replaced).append(change)
-        for change in list(fresh):
-            if change.rests or self.plan.state is State.STOPPED:
-                self._place(change, wanted=False)
-                fresh.remove(change)
-        if self.plan.state is State.STOPPED:
-            return
-        for change in fresh:
-            if self._was_stopped(change):
-                self._fail(change, self.supervisor.instances[change.name], _STOPPED_MEANWHILE)
-        # Unchanged ones that are on their way up already: dependents wait for these too.
-        coming = [change for change in changes if change.action in _LIVE and self._is_coming(change)]
-        begun = {self._begin(change): change for change in fresh if change.name not in self.rows}
-        begun.update((self.supervisor.instances[change.name], change) for change in coming)
-        judge = is_settled if replaced else is_begun if last and not self.patient else is_ready
-        yield from self._await(begun, judge)
-        for change in replaced:
-            if not self.failures:
-                yield from self._replace(change, self.supervisor.instances[change.name])
-
-    def _await(self, begun: Mapping[Instance, Change], judge: Judgement) -> Steps:
-        """Waits for instances, and tells of each that has failed: of the moment of its failure, for it may be tried again by now."""
-        wait = Until(self.supervisor, begun, judge)
-        yield wait
-        for instance, why in wait.failed.items():
-            self._fail(begun[instance], instance, why)
-
-    def _is_coming(self, change: Change) -> bool:
-        instance = self.supervisor.instances.get(change.name)
-        return instance is not None and instance.life.phase in (Phase.PREPARING, Phase.SPAWNING, Phase.STARTING)
-
-    def _is_down(self, change: Change) -> bool:
-        instance = self.supervisor.instances.get(change.name)
-        return instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF)
-
-    def _was_stopped(self, change: Change) -> bool:
-        """Somebody has stopped it since this began: the later word counts (I3)."""
-        instance = self.supervisor.instances.get(change.name)
-        return instance is not None and instance.stops != self.stops.get(change.name, 0)
-
-    def _begin(self, change: Change) -> Instance:
-        instance = self._place(change, wanted=True)
-        self.begun.add(change.name)
-        self.supervisor.deliver(instance, machine.Start())
-        return instance
-
-    def _place(self, change: Change, wanted: bool) -> Instance:
-        """The instance as the change wants it, at rest."""
-        instance = self.supervisor.instances.get(change.name)
-        if instance is None:
-            instance = self.supervisor.add(
-                Instance(
-                    change.name, change.process, change.number, change.count, self.project, change.definition, self.path
-                )
-            )
-        elif not rests(instance):
-            self.supervisor.deliver(instance, machine.Stop())  # from BACKOFF, which it ends at once
-        instance.redefine(change.definition)
-        self.supervisor.change(
-            instance, count=change.count, project=self.project, path=self.path or instance.path, wanted=wanted
-        )
-        return instance
-
-    def _replace(self, change: Change, instance: Instance) -> Steps:
-        yield from stop_in_order(self.supervisor, [instance])
-        if not rests(instance):
-            self._fail(change, instance, "could not be ended: it does not react to SIGKILL (uninterruptible sleep)")
-        elif self._was_stopped(change):
-            self._fail(change, instance, _STOPPED_MEANWHILE)
-        else:
-            self._begin(change)
-            yield from self._await({instance: change}, is_settled)
-            if change.name not in self.rows:
-                self._row(change)
-
-    def _update(self, change: Change) -> None:
-        """What can change without the process noticing."""
-        instance = self.supervisor.instances.get(change.name)
-        if instance is None:
-            return
-        self._adopt(instance, change)
-        if change.action is Action.UPDATED:
-            self.supervisor.deliver(instance, machine.Redefined(Policy.of(change.definition)))
-            self.supervisor.reconfigure(instance)
-
-    def _adopt(self, instance: Instance, change: Change) -> None:
-        if (
-            instance.project != self.project
-            or instance.definition != change.definition
-            or instance.count != change.count
-        ):
-            self.supervisor.change(instance, project=self.project, definition=change.definition, count=change.count)
-
-    def _settle(self) -> Steps:
-        """A release that dies after a moment has not come up."""
-        begun = {
-            self.supervisor.instances[change.name]: change
-            for change in self.plan.rows
-            if change.name in self.begun and change.name not in self.rows and change.name in self.supervisor.instances
-        }
-        yield from self._await(begun, is_settled)
-        for change in begun.values():
-            if change.name not in self.rows:
-                self._row(change)
-
-    # Rows
-
-    def _row(self, change: Change, reached: bool = True) -> None:
-        instance = self.supervisor.instances.get(change.name)
-        made = views.row(self.supervisor, change, instance)
-        if not reached and change.action is not Action.NONE:
-            made = result_rows.skipped(made, f"not reached: {self.failures[0]} failed")
-        self._tell(made)
-
-    def _fail(self, change: Change, instance: Instance, why: str) -> None:
-        self.failures.append(change.name)
-        made = views.row(self.supervisor, change, instance)
-        self._tell(result_rows.failed(made, why, self._last_words(instance)))
-
-    def _last_words(self, instance: Instance) -> list[str]:
-        """The output of its end, as it was told; of one that runs, the newest."""
-        end = instance.life.end
-        lines = end.tail if end is not None and instance.running is None else self.supervisor.last_words(instance)
-        return [_masked(line, instance) for line in lines]
-
-    def _tell(self, made: result_rows.Row) -> None:
-        self.rows[made["name"]] = made
-        self.on_row(made)
-
-
 def why_failed(instance: Instance) -> str:
     """In words, without secrets: the command of a check may have said one."""
     life = instance.life
     if life.phase is Phase.UNHEALTHY:
         check = f"{life.checks[0].value} has not passed in time" if life.checks else "it is unhealthy"
-        return f"did not become ready: {check}" + (f" ({_masked(life.complaint, instance)})" if life.complaint else "")
+        return f"did not become ready: {check}" + (f" ({masked(life.complaint, instance)})" if life.complaint else "")
     if not instance.wanted:
-        return _STOPPED_MEANWHILE
-    return _masked(str(life.end), instance) if life.end is not None else f"is {life.status.value}"
+        return STOPPED_MEANWHILE
+    return masked(str(life.end), instance) if life.end is not None else f"is {life.status.value}"
 
 
-def _masked(text: str, instance: Instance) -> str:
+def too_late(seconds: float) -> str:
+    return f"did not come up within update.deadline ({seconds:g} s)"
+
+
+def last_words(supervisor: Supervisor, instance: Instance) -> list[str]:
+    """The output of its end, as it was told; of one that runs, the newest. Without secrets."""
+    end = instance.life.end
+    lines = end.tail if end is not None and instance.running is None else supervisor.last_words(instance)
+    return [masked(line, instance) for line in lines]
+
+
+def masked(text: str, instance: Instance) -> str:
     return result_rows.masked(text, instance.definition.secrets.values())
 
 

@@ -10,20 +10,25 @@ listening: what it began is carried through.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Callable
+from typing import Callable, Protocol
 
 from ..model import machine
 from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
 from . import walks
 from .instance import Instance
-from .server import Client
 from .supervisor import Supervisor
 from .tasks import Steps, Task, Turns
 
 
 class Refused(Exception):
     """A request that cannot be met; the text is the answer."""
+
+
+class Answered(Protocol):
+    """Whoever is told how a change ended."""
+
+    def finish(self, document: messages.Document) -> None: ...
 
 
 class Work:
@@ -56,7 +61,7 @@ class Work:
             task.cancel()
 
     def in_turn(
-        self, projects: Iterable[str | None], processes: Iterable[str], steps: Callable[[], Steps], client: Client
+        self, projects: Iterable[str | None], processes: Iterable[str], steps: Callable[[], Steps], client: Answered
     ) -> None:
         """Runs a change when the changes of the same projects and processes that were asked for before it are done.
 
@@ -71,7 +76,7 @@ class Work:
         owners = {name for name in projects if name is not None}
         self._turns.take([*(("project", name) for name in owners), *(("process", name) for name in changed)], begin)
 
-    def run(self, steps: Callable[[], Steps], client: Client, then: Callable[[], None] = lambda: None) -> None:
+    def run(self, steps: Callable[[], Steps], client: Answered, then: Callable[[], None] = lambda: None) -> None:
         """Runs a task to its end; what it raises becomes the client's answer."""
 
         def over(task: Task) -> None:

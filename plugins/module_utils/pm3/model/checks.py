@@ -31,6 +31,11 @@ def command(check: str) -> list[str] | None:
     return words.split(check[len(EXEC) :]) if check.startswith(EXEC) else None
 
 
+def tells_copies(check: str) -> bool:
+    """Whether it cannot be answered by another copy of the same program, whatever ports that listens on."""
+    return check.startswith((EXEC, "notify://"))
+
+
 def parse(url: str) -> Target:
     """The target that `url` names. Raises `Unfit`."""
     if command(url) is not None:

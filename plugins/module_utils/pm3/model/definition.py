@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import kinds, placeholders
+from . import checks, kinds, placeholders
+from . import update as updates
 from .kinds import Kind
 from .problems import DefinitionError, Problem, Unfit, nearest
 from .slots import slotted
@@ -95,6 +96,9 @@ class Definition:
     )
     depends_on: tuple[str, ...] = _row(
         kinds.NAMES, Effect.NONE, "Processes (or single instances) that must be up before this one starts.", ()
+    )
+    update: Mapping[str, Any] = _row(
+        updates.KIND, Effect.NONE, "How changes reach its instances: one after the other, with a way back.", {}
     )
     group: str | None = _row(kinds.TEXT, Effect.HOT, "A name under which commands reach several processes.")
     restart: str = _row(
@@ -276,7 +280,7 @@ def parse(name: str, table: Any) -> tuple[Definition | None, list[Problem]]:
     for field in _NEVER_ZERO:
         if values.get(field) == 0:
             problem("expected more than 0", field)
-    for field, message in _files_unfit(values):
+    for field, message in [*_files_unfit(values), *_update_unfit(values)]:
         problem(message, field)
     if problems:
         return None, problems
@@ -297,6 +301,25 @@ def _files_unfit(values: Mapping[str, Any]) -> list[tuple[str, str]]:
             for field, file in named.items()
             if not {"instance", "name"} & placeholders.used(file)
         ]
+    return found
+
+
+def _update_unfit(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Checks that cannot tell the new copy of an instance from the old one, where both run for a while."""
+    if updates.of(values.get("update", {})).order != updates.START_FIRST:
+        return []
+    found = []
+    for field in ("readiness_check", "health_check"):
+        check = values.get(field)
+        if check is None or "slot" in placeholders.used(check) or checks.tells_copies(check):
+            continue
+        found.append(
+            (
+                field,
+                "with update.order start_first the old copy would answer it as well as the new one: give each its own port, such as"
+                " @{3000 + 2 * instance + slot}, or ask with exec:// (PM3_PID tells which copy)",
+            )
+        )
     return found
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import graph
+from . import update as updates
 from .definition import FIELDS, Definition, Effect, Field, uses_count
 from .parts import whole
 from .problems import DefinitionError, Problem
@@ -31,6 +32,7 @@ class State(str, enum.Enum):
     PRESENT = "present"  # run as defined
     STOPPED = "stopped"
     RESTARTED = "restarted"
+    RELOADED = "reloaded"
     ABSENT = "absent"
 
 
@@ -42,10 +44,12 @@ class Action(str, enum.Enum):
     STARTED = "started"
     UPDATED = "updated"  # live, the process goes on
     RESTARTED = "restarted"  # because it was asked for
+    RELOADED = "reloaded"  # because it was asked for: without a gap where that can be had
     ROLLED = "rolled"  # replaced, because its definition changed
     STOPPED = "stopped"
     REMOVED = "removed"
     FAILED = "failed"  # only in results: the change did not succeed
+    REVERTED = "reverted"  # only in results: changed, and changed back because another one had failed
     SKIPPED = "skipped"  # only in results: another one had failed before its turn came
 
 
@@ -90,6 +94,7 @@ class Change:
     changes: tuple[FieldChange, ...] = ()
     before: Definition | None = None  # what it runs as now, where it exists
     rests: bool = False  # it is not to be started, only to be there
+    was: str = ""  # the instance of another name that it replaces: `web` becomes `web:0` when there are several
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,16 @@ def plan(
     only: Collection[str] | None = None,
     demanded: Collection[str] = (),
     again: Collection[str] = (),
+    gone: Collection[str] = (),
+    take_over: bool = False,
 ) -> Plan:
     """What has to happen so that `desired` is how `project` is.
 
     `actual` is every instance of the host; `current` the project's definitions as last applied (what `prune` compares with);
     `cpus` resolves `instances = "max"`. With `only`, processes that it does not name are left alone, and nothing is pruned; nor is
     anything without a project. `demanded` are processes that a person has named: they start without `autostart`, too.
-    `again` are those whose one-shots are started once more if they have done their work.
+    `again` are those whose one-shots are started once more if they have done their work. `gone` are processes that are to go although
+    nothing is pruned. With `take_over` a name that belongs to another project becomes this one's.
     Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
     """
     return whole(
@@ -141,6 +149,8 @@ def plan(
             only=only,
             demanded=demanded,
             again=again,
+            gone=gone,
+            take_over=take_over,
         )
     )
 
@@ -157,10 +167,13 @@ def plan_in_parts(
     only: Collection[str] | None = None,
     demanded: Collection[str] = (),
     again: Collection[str] = (),
+    gone: Collection[str] = (),
+    take_over: bool = False,
 ) -> Generator[None, None, Plan]:
     """As `plan`, a process at a time."""
     current = current or {}
-    _check_owners(project, desired, actual)
+    if not take_over:
+        _check_owners(project, desired, actual)
     if only is not None:
         unknown = sorted(set(only) - set(desired))
         if unknown:
@@ -175,16 +188,17 @@ def plan_in_parts(
     if prune:
         after = dict(chosen)
     if state is State.ABSENT:
-        gone = set(of_process) if prune else set(chosen)
+        leaving = _removed(of_process, set(of_process) if prune else {*chosen, *gone}, "absent")
         after = {} if prune else {name: current[name] for name in sorted(current) if name not in chosen}
-        return Plan(tuple(_last(_removed(of_process, gone, "absent"), of_process)), after, state)
+        return Plan(tuple(_last(leaving, of_process)), after, state)
     rows: list[Change] = []
     for level in graph.levels(graph.of(chosen)):
         for name in level:
-            starts = chosen[name].autostart or name in demanded or state is State.RESTARTED
-            rows.extend(_process_rows(chosen[name], of_process.get(name, []), state, cpus, starts, name in again))
+            starts = chosen[name].autostart or name in demanded or state in (State.RESTARTED, State.RELOADED)
+            found = of_process.get(name, [])
+            rows.extend(_process_rows(project, chosen[name], found, state, cpus, starts, name in again))
             yield
-    pruned = {name for name in of_process if name not in desired} if prune else set()
+    pruned = {name for name in of_process if name not in desired and (prune or name in gone)}
     leaving = [row for row in rows if row.action is Action.REMOVED]
     leaving += _removed(of_process, pruned, "not defined any more")
     rows = [row for row in rows if row.action is not Action.REMOVED]
@@ -244,7 +258,13 @@ class Secrets:
 
 
 def _process_rows(
-    definition: Definition, existing: list[Actual], state: State, cpus: int, starts: bool, again: bool
+    project: str | None,
+    definition: Definition,
+    existing: list[Actual],
+    state: State,
+    cpus: int,
+    starts: bool,
+    again: bool,
 ) -> list[Change]:
     count = count_of(definition, cpus)
     found = {instance.name: instance for instance in existing}
@@ -254,33 +274,60 @@ def _process_rows(
     rows = []
     for name, number in instance_names(definition.name, count):
         instance = found.pop(name, None)
-        if instance is None:
+        predecessor = _predecessor(name, number, found, state) if instance is None else None
+        if instance is not None:
+            rows.append(_kept(project, instance, definition, count, state, scaled, starts, again))
+        elif predecessor is not None:
+            found.pop(predecessor.name)
+            rows.append(_renamed(predecessor, name, definition, count, scaled or f"was {predecessor.name}"))
+        else:
             reason = scaled or ("new" if starts else "new, and autostart is false")
             rows.append(
                 Change(name, definition.name, number, count, Action.CREATED, definition, reason, rests=not starts)
             )
-        else:
-            rows.append(_kept(instance, definition, count, state, scaled, starts, again))
     for name in sorted(found, key=lambda left: found[left].number):
         rows.append(_leaving(found[name], surplus_reason))
     return rows
 
 
+def _predecessor(name: str, number: int, found: Mapping[str, Actual], state: State) -> Actual | None:
+    """The instance that does the work of the first one of its process under another name: `web` of `web:0`, or the reverse."""
+    process = graph.base(name)
+    one = found.get(process if name != process else f"{process}:0") if number == 0 else None
+    return one if one is not None and one.wanted and one.up and state is not State.STOPPED else None
+
+
+def _renamed(was: Actual, name: str, definition: Definition, count: int, reason: str) -> Change:
+    changes = differences(was.definition, definition)
+    made = Change(name, definition.name, 0, count, Action.ROLLED, definition, reason, changes, was.definition)
+    return replace(made, was=was.name)
+
+
 def _kept(
-    instance: Actual, definition: Definition, count: int, state: State, scaled: str, starts: bool, again: bool
+    project: str | None,
+    instance: Actual,
+    definition: Definition,
+    count: int,
+    state: State,
+    scaled: str,
+    starts: bool,
+    again: bool,
 ) -> Change:
     """The row of an instance that exists and is to stay."""
     changes = differences(instance.definition, definition)
     action, reason = Action.NONE, ""
     replaced = any(change.effect is Effect.RESTART for change in changes)
-    recounted = instance.count != count and (uses_count(definition) or uses_count(instance.definition))
+    recounted = instance.count != count and (
+        uses_count(definition) or uses_count(instance.definition) or updates.of(definition.update).on_scale == "roll"
+    )
+    moved = project is not None and instance.project not in (None, project)
     if state is State.STOPPED:
         if instance.wanted:
             action, reason = Action.STOPPED, "asked for"
-        elif changes:
+        elif changes or moved:
             action = Action.UPDATED
     elif not instance.wanted and not starts:
-        action = Action.UPDATED if changes else Action.NONE
+        action = Action.UPDATED if changes or moved else Action.NONE
     elif not instance.wanted:
         action, reason = Action.STARTED, "was stopped"
     elif replaced or recounted:
@@ -291,12 +338,16 @@ def _kept(
         action, reason = Action.RESTARTED, "asked for"
     elif not instance.up or (again and starts and instance.status == "stopped"):
         action, reason = Action.STARTED, f"was {instance.status}"
-    elif changes:
+    elif state is State.RELOADED:
+        action, reason = Action.RELOADED, "asked for"
+    elif changes or moved:
         action = Action.UPDATED
     # An instance that goes on keeps the count it was started with: PM3_INSTANCE_COUNT in its environment cannot change.
     told = instance.count if action in (Action.NONE, Action.UPDATED, Action.STOPPED) else count
     if told != count and instance.wanted and action is not Action.STOPPED:
         reason = f"keeps PM3_INSTANCE_COUNT={told} until its next start"
+    if moved:
+        reason = "; ".join([reason] * bool(reason) + [f"belonged to project {instance.project}"])
     return Change(
         instance.name, instance.process, instance.number, told, action, definition, reason, changes, instance.definition
     )
@@ -331,7 +382,10 @@ def _check_owners(project: str | None, desired: Mapping[str, Definition], actual
     }
     if owners:
         raise DefinitionError(
-            Problem(f"belongs to project {owners[name]}; rename it, or remove it there first", table=name)
+            Problem(
+                f"belongs to project {owners[name]}; rename it, remove it there first, or have it taken over (take_over)",
+                table=name,
+            )
             for name in sorted(owners)
         )
 

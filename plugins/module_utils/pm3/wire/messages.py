@@ -106,6 +106,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "hello": {},
     "apply": _APPLY,
     "plan": _APPLY,
+    "history": {"project": Field(TEXT, required=True)},
     "snapshot": {
         "project": Field(TEXT),
         **_NAMES,

@@ -110,6 +110,16 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "secrets": [({"TOKEN": "a@{b"}, {"TOKEN": "a@{b"}), *ENV],
     "instances": [(0, 1), (1, 1), (4, 4), ("max", "max"), (-1, -1)],
     "depends_on": [(["b", "a", "b"], ("a", "b")), (["db:0"], ("db:0",)), ([], ())],
+    "update": [
+        ({}, {}),
+        ({"order": "start_first", "max_surge": "25%"}, {"max_surge": "25%", "order": "start_first"}),
+        ({"order": "stop_first", "max_unavailable": 1, "deadline": 0, "on_scale": "keep"}, {}),
+        (
+            {"deadline": "2m", "on_failure": "pause", "max_unavailable": 3},
+            {"deadline": 120, "max_unavailable": 3, "on_failure": "pause"},
+        ),
+        ({"on_scale": "roll"}, {"on_scale": "roll"}),
+    ],
     "group": [("backend", "backend")],
     "restart": [("always", "always"), ("never", "never"), ("on_failure", "on_failure")],
     "max_restarts": [(0, 0), (2**32 - 1, 2**32 - 1)],
@@ -189,6 +199,17 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         (-1025, "from -1024"),
     ],
     "depends_on": [("db", "an array of strings"), ([1], "expected a string"), ({"db": 1}, "an array of strings")],
+    "update": [
+        ("start_first", "expected a table such as"),
+        ({"ordre": "start_first"}, "ordre: unknown key; did you mean order?"),
+        ({"x": 1}, "x: unknown key; known: order, max_unavailable"),
+        ({"order": "both"}, "order: expected one of stop_first, start_first, found 'both'"),
+        ({"max_unavailable": 0}, "max_unavailable: expected a whole number from 1"),
+        ({"max_surge": "110%"}, 'max_surge: expected a whole number from 1, or a part such as "25%"'),
+        ({"max_surge": True}, "max_surge: expected a whole number, found a boolean"),
+        ({"deadline": "soon"}, "deadline: expected a time such as"),
+        ({"on_failure": "panic"}, "on_failure: expected one of revert, pause"),
+    ],
     "group": BAD_TEXT,
     "restart": [("on-failure", "one of on_failure, always, never"), (True, "expected a string")],
     "max_restarts": [(-1, "from 0"), (2**32, "from 0"), (1.0, "found a float"), ("3", "found a string")],
@@ -356,6 +377,24 @@ def test_a_log_has_one_stream_that_fills_it(files: dict[str, Any], field: str, w
     load({"web": {"command": "run", "instances": 2, "stdout_file": "/var/log/@{name}"}})
 
 
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({}, []),
+        ({"readiness_check": "exec://ready"}, []),
+        ({"readiness_check": "http://127.0.0.1:@{3000 + 2 * instance + slot}/"}, []),
+        ({"readiness_check": "http://127.0.0.1:3000/"}, ["readiness_check"]),
+        ({"readiness_check": "exec://ready", "health_check": "tcp://127.0.0.1:@{3000 + instance}"}, ["health_check"]),
+        ({"liveness_check": "tcp://127.0.0.1:3000"}, []),  # asked only of what is up
+    ],
+)
+def test_copies_side_by_side_can_be_told_apart(fields: dict[str, Any], wrong: list[str]) -> None:
+    for order, expected in (("start_first", wrong), ("stop_first", [])):
+        _made, problems = parse("web", {"command": "x", "update": {"order": order}, **fields})
+        assert [one.field for one in problems] == expected
+        assert all("@{3000 + 2 * instance + slot}" in one.message for one in problems)
+
+
 def test_problems_are_in_order_of_name() -> None:
     assert [problem.table for problem in problems({name: {} for name in ("c", "a", "b")})] == ["a", "b", "c"]
 
@@ -467,7 +506,7 @@ good = st.fixed_dictionaries(
     optional={
         field: st.sampled_from([value for value, _canonical in GOOD[field]])
         for field in GOOD
-        if field not in ("command", "stdout_file", "stderr_file")
+        if field not in ("command", "stdout_file", "stderr_file", "update")
     },
 ).map(lambda one: {"readiness_check": "tcp://localhost:1", "liveness_check": "exec://true", **one})
 

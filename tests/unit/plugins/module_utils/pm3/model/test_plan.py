@@ -40,7 +40,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 CPUS = 4
-REPLACED = (Action.STARTED, Action.RESTARTED, Action.ROLLED, Action.CREATED)
+REPLACED = (Action.STARTED, Action.RESTARTED, Action.RELOADED, Action.ROLLED, Action.CREATED)
 
 
 def carried_out(
@@ -53,7 +53,9 @@ def carried_out(
         if row.action is Action.REMOVED:
             del host[row.name]
         elif row.action in REPLACED or row.action is Action.STOPPED:
-            assert (row.name in host) == (row.action is not Action.CREATED)
+            assert (row.name in host) == (row.action is not Action.CREATED and not row.was)
+            if row.was:
+                del host[row.was]
             running = up and row.action is not Action.STOPPED
             status = "online" if running else "stopped"
             host[row.name] = Actual(
@@ -137,14 +139,62 @@ def test_scaling_rolls_whoever_is_told_the_count() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "names"),
     [
-        (1, 2, {"web": Action.REMOVED, "web:0": Action.CREATED, "web:1": Action.CREATED}),
-        (2, 1, {"web": Action.CREATED, "web:0": Action.REMOVED, "web:1": Action.REMOVED}),
+        (1, 2, {"web:0": Action.ROLLED, "web:1": Action.CREATED}),
+        (2, 1, {"web": Action.ROLLED, "web:1": Action.REMOVED}),
     ],
 )
 def test_one_instance_has_the_plain_name(before: int, after: int, names: dict[str, Action]) -> None:
     made = plan("shop", web(instances=after), running(web(instances=before)), cpus=CPUS)
     assert actions(made) == names
     assert {row.reason for row in made.rows} == {f"instances: {before} -> {after}"}
+    assert [(row.was, row.name) for row in made.rows if row.was] == [
+        ("web", "web:0") if after > 1 else ("web:0", "web")
+    ]
+
+
+def test_an_instance_that_does_not_run_is_not_replaced_under_another_name() -> None:
+    down = [replace(one, up=False, wanted=False, status="stopped") for one in running(web())]
+    made = plan("shop", web(instances=2), down, cpus=CPUS)
+    assert actions(made) == {"web": Action.REMOVED, "web:0": Action.CREATED, "web:1": Action.CREATED}
+
+
+def test_scaling_touches_only_what_it_adds_unless_all_shall_roll() -> None:
+    host = running(web(instances=2))
+    assert actions(plan("shop", web(instances=3), host, cpus=CPUS)) == {
+        "web:0": Action.NONE,
+        "web:1": Action.NONE,
+        "web:2": Action.CREATED,
+    }
+    for rolls in ({"update": {"on_scale": "roll"}}, {"env": {"OF": "@{count}"}}):
+        host = running(web(instances=2, **rolls))
+        made = plan("shop", web(instances=3, **rolls), host, cpus=CPUS)
+        assert actions(made) == {"web:0": Action.ROLLED, "web:1": Action.ROLLED, "web:2": Action.CREATED}
+        assert {row.reason for row in made.rows} == {"instances: 2 -> 3"}
+
+
+def test_a_name_of_another_project_is_taken_over_only_when_that_is_asked_for() -> None:
+    host = running(web(instances=2), "other")
+    with pytest.raises(DefinitionError, match="belongs to project other; rename it"):
+        plan("shop", web(instances=2), host, cpus=CPUS)
+    made = plan("shop", web(instances=2), host, cpus=CPUS, take_over=True)
+    assert actions(made) == {"web:0": Action.UPDATED, "web:1": Action.UPDATED}
+    assert {row.reason for row in made.rows} == {"belonged to project other"}
+    assert not plan("shop", web(instances=2), carried_out(made, host, "shop"), cpus=CPUS).changed
+
+
+def test_what_is_to_go_goes_although_nothing_is_pruned() -> None:
+    definitions = load({name: {"command": "serve"} for name in "abc"})
+    made = plan("shop", {"a": definitions["a"]}, running(definitions), cpus=CPUS, prune=False, gone=["b"])
+    assert actions(made) == {"a": Action.NONE, "b": Action.REMOVED}
+
+
+def test_reloaded() -> None:
+    host = running(web(instances=2))
+    host[1] = replace(host[1], up=False, status="errored")
+    made = plan("shop", web(instances=2), host, cpus=CPUS, state=State.RELOADED)
+    assert actions(made) == {"web:0": Action.RELOADED, "web:1": Action.STARTED}
+    made = plan("shop", web(instances=2, cwd="/new"), host, cpus=CPUS, state=State.RELOADED)
+    assert actions(made) == {"web:0": Action.ROLLED, "web:1": Action.ROLLED}
 
 
 def test_instance_names() -> None:
@@ -305,6 +355,7 @@ OTHER: dict[str, Any] = {
     "secrets": {"TOKEN": "hunter2"},
     "instances": 3,
     "depends_on": ["db"],
+    "update": {"max_unavailable": 2},
     "group": "front",
     "user": "shop",
     "restart": "always",
@@ -522,8 +573,8 @@ def test_what_keeps_running_has_not_changed_its_start(case: tuple[dict[str, Defi
     desired, host = case
     before = {one.name: one for one in host}
     for row in plan("shop", desired, host, cpus=CPUS).rows:
-        was = before.get(row.name)
-        if was is None or row.action is Action.REMOVED:
+        was = before.get(row.was or row.name)
+        if was is None or row.was or row.action is Action.REMOVED:
             continue
         costly = any(change.effect is Effect.RESTART for change in row.changes)
         recounted = was.count != count_of(row.definition, CPUS) and (
@@ -557,7 +608,7 @@ def test_every_change_says_why(case: tuple[dict[str, Definition], list[Actual]],
     for row in plan("shop", desired, host, cpus=CPUS, state=state).rows:
         assert row.action is Action.NONE or row.reason or row.changes
         assert row.action is not Action.NONE or not row.changes
-        assert row.before == next((one.definition for one in host if one.name == row.name), None)
+        assert row.before == next((one.definition for one in host if one.name == (row.was or row.name)), None)
 
 
 @given(cases, st.sampled_from(State))
@@ -566,7 +617,8 @@ def test_secrets_are_in_no_row_and_no_report(case: tuple[dict[str, Definition], 
     desired, host = case
     before = {one.name: one.definition for one in host}
     for row in plan("shop", desired, host, cpus=CPUS, state=state).rows:
-        secrets = {*row.definition.secrets.values(), *before.get(row.name, row.definition).secrets.values()}
+        old = before.get(row.was or row.name, row.definition)
+        secrets = {*row.definition.secrets.values(), *old.secrets.values()}
         shown = rows.row(row, "online")
         for text in (str(row.changes), row.reason, str(shown), "\n".join(rows.report([shown]))):
             assert not [secret for secret in secrets if secret in text]

@@ -1,0 +1,579 @@
+# Copyright (c) 2026, pm3.fleet contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs: changes of whole projects, from what somebody wishes to what became of it; with a way back.
+
+A run plans, carries the plan out, and when the release does not come up takes back what was changed. It belongs to the agent and not
+to the client that began it: others may join it by wishing the same, it goes on when all have left, and it is in the store, so that
+another agent goes on with it where this one died.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..model import definition as definitions
+from ..model import difference, loading, pins, rows
+from ..model import update as updates
+from ..model.definition import Definition
+from ..model.plan import Action, Change, Plan, State, plan_in_parts
+from ..model.problems import DefinitionError, Problem
+from ..wire import messages
+from . import places, views, walks
+from .apply import Apply
+from .changes import cpus
+from .projects import Projects
+from .server import Client, Peer
+from .store import Revision
+from .supervisor import Supervisor
+from .tasks import Pace, Steps, paced
+from .work import Work
+
+Document = dict[str, Any]
+
+_UNTOUCHED = (Action.NONE.value, Action.SKIPPED.value)
+_JOINED = (State.PRESENT, State.STOPPED, State.ABSENT)  # states that are the same wish when they are wished twice
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants a project to be."""
+
+    project: str
+    definitions: Mapping[str, Definition]
+    state: State = State.PRESENT
+    prune: bool = True
+    only: tuple[str, ...] | None = None
+    gone: tuple[str, ...] = ()  # processes that are to go although nothing is pruned
+    take_over: bool = False
+    retry_failed: bool = True
+    label: str | None = None
+    origin: int | None = None  # the revision that this brings back
+    path: str | None = None
+    uid: int | None = None
+    resting: Collection[str] | None = None  # of a run that is gone on with: what had been stopped when it began
+
+    def same(self, other: Wish) -> bool:
+        facts = (self.definitions, self.state, self.prune, self.only, self.origin)
+        return facts == (other.definitions, other.state, other.prune, other.only, other.origin)
+
+
+class Run:
+    """One run and those who listen to it. For `Work` it is the client."""
+
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
+        self.is_over = False
+        self._clients: list[tuple[Client, bool]] = []
+        self._news: dict[str, Document] = {}  # the last that was told of each instance
+
+    def join(self, client: Client, wants_progress: bool) -> None:
+        self._clients.append((client, wants_progress))
+        for document in self._news.values() if wants_progress else ():
+            client.send(document)
+
+    def tell(self, kind: str, name: str, about: Document) -> None:
+        self._news[name] = document = {"type": kind, **about}
+        for client, wants_progress in self._clients:
+            if wants_progress:
+                client.send(document)
+
+    def finish(self, document: Document) -> None:
+        self.is_over = True
+        for client, _wants_progress in self._clients:
+            client.finish(document)
+        self._clients.clear()
+
+
+class Runs:
+    def __init__(self, supervisor: Supervisor, projects: Projects, work: Work) -> None:
+        self._supervisor = supervisor
+        self._projects = projects
+        self._work = work
+        self._runs: dict[str, list[Run]] = {}  # of each project those that are not over, in their order
+
+    # Requests
+
+    def plan(self, request: Document, client: Client) -> None:
+        pace = Pace(self._supervisor.loop)
+
+        def steps() -> Steps:
+            wish = yield from self._wish(request, pace, None)
+            found = yield from self._planned(wish, pace)
+            self._refuse_what_failed(wish)
+            predicted = [self._foreseen(change, found.state) for change in found.rows]
+            if pace.over():
+                yield pace
+            current = self._projects.current(wish.project)
+            number = (current.revision if current is not None else 0) + self._is_new(wish, found)
+            client.finish(_Result(wish, found, predicted, number).document(request))
+
+        self._work.run(steps, client)
+
+    def apply(self, request: Document, peer: Peer, client: Client) -> None:
+        pace = Pace(self._supervisor.loop)
+
+        def first() -> Steps:
+            yield pace  # its text was large, if it is much
+            wish = yield from self._wish(request, pace, peer.uid)
+            # Mistakes are told at once, also where the project is busy.
+            yield from self._planned(wish, pace)
+            under_way = self._runs.get(wish.project) or []
+            if under_way and under_way[-1].wish.same(wish) and wish.state in _JOINED:
+                self._join(under_way[-1], request, client)
+                return
+            run = self._queued(wish)
+            self._join(run, request, client)
+            self._work.in_turn([wish.project], wish.definitions, lambda: self._steps(run, request), run)
+
+        self._work.run(first, client)
+
+    def resume(self) -> None:
+        """Goes on with the runs that an agent before us began and did not finish."""
+        for project, body in self._supervisor.store.runs().items():
+            current = self._projects.current(project)
+            if current is None or current.revision != body.get("revision"):
+                self._supervisor.store.set_run(project, None)
+                continue
+            wish = _resumed(current, body)
+            self._supervisor.diagnose(
+                f"project {project}: goes on with revision {current.revision}, which was being applied"
+            )
+            run = self._queued(wish)
+            back = body.get("stage") == "back"
+            self._work.in_turn([project], wish.definitions, lambda run=run, back=back: self._go_on(run, back), run)  # type: ignore[misc]
+
+    def abandon(self, why: str) -> None:
+        """The agent ends, or becomes another: whoever waits is told what becomes of the change."""
+        for runs in self._runs.values():
+            for run in runs:
+                run.finish(messages.error(why))
+
+    def _join(self, run: Run, request: Document, client: Client) -> None:
+        if request["wait"]:
+            run.join(client, request["progress"])
+        else:
+            self._work.run(lambda: self._tell_what_began(run.wish, request, client), client)
+
+    def _queued(self, wish: Wish) -> Run:
+        run = Run(wish)
+        self._runs.setdefault(wish.project, []).append(run)
+        return run
+
+    def _over(self, run: Run) -> None:
+        runs = self._runs[run.wish.project]
+        runs.remove(run)
+        if not runs:
+            del self._runs[run.wish.project]
+
+    def _tell_what_began(self, wish: Wish, request: Document, client: Client) -> Steps:
+        pace = Pace(self._supervisor.loop)
+        found = yield from self._planned(wish, pace)
+        everything = self._supervisor.instances
+        begun = [views.row(self._supervisor, one, everything.get(one.name)) for one in found.rows]
+        current = self._projects.current(wish.project)
+        number = (current.revision if current is not None else 0) + self._is_new(wish, found)
+        client.finish(_Result(wish, found, begun, number, in_progress=True).document(request))
+
+    # What is wished
+
+    def _wish(self, request: Document, pace: Pace, uid: int | None) -> Steps:
+        project = str(request["project"])
+        rules = {"take_over": request["take_over"], "retry_failed": request["retry_failed"]}
+        common = {**rules, "path": request["path"], "uid": uid}
+        if request["rollback_to"] is not None or request["rollback_from"] is not None:
+            return self._wish_back(project, request, common)
+        desired = yield from _desired(request, pace)
+        only = tuple(request["only"]) if request["only"] is not None else None
+        state, prune, label = State(request["state"]), request["prune"], request["label"]
+        return Wish(project, desired, state, prune, only, label=label, **common)
+
+    def _wish_back(self, project: str, request: Document, common: Document) -> Wish:
+        if request["definitions"]:
+            raise DefinitionError([Problem("give either definitions or a revision to go back to")])
+        target, current = self._projects.back_to(project, request["rollback_to"], request["rollback_from"])
+        if target is None:
+            return Wish(project, current.definitions, label=current.label, origin=current.origin, **common)
+        back = _brought_back(target)
+        return Wish(project, back, label=request["label"] or target.label, origin=target.revision, **common)
+
+    def _planned(self, wish: Wish, pace: Pace) -> Steps:
+        parts = plan_in_parts(
+            wish.project,
+            wish.definitions,
+            self._supervisor.actual(),
+            cpus=cpus(),
+            current=self._projects.definitions(wish.project),
+            state=wish.state,
+            prune=wish.prune,
+            only=wish.only,
+            gone=wish.gone,
+            take_over=wish.take_over,
+        )
+        found: Plan = yield from paced(pace, parts)
+        if wish.resting is not None:
+            # Somebody has stopped these since the run began, and nothing but a start or an apply undoes that (I3).
+            resting = self._resting(found)
+            kept = [
+                replace(row, action=Action.NONE, reason=walks.STOPPED_MEANWHILE, changes=())
+                if row.name in resting and row.name not in wish.resting
+                else row
+                for row in found.rows
+            ]
+            found = replace(found, rows=tuple(kept))
+        return found
+
+    def _resting(self, found: Plan) -> set[str]:
+        """What the plan starts that somebody had stopped."""
+        everything = self._supervisor.instances
+        started = (row.name for row in found.rows if row.action is Action.STARTED)
+        return {name for name in started if name in everything and not everything[name].wanted}
+
+    def _is_new(self, wish: Wish, found: Plan) -> bool:
+        """Whether this makes a new revision."""
+        current = self._projects.current(wish.project)
+        if current is None:
+            return bool(found.definitions)
+        if found.definitions != current.definitions:
+            return True
+        if not found.changed or wish.state is not State.PRESENT:
+            return False
+        return wish.label not in (None, current.label) or places.taken(found.definitions) != current.places
+
+    def _refuse_what_failed(self, wish: Wish) -> None:
+        if wish.retry_failed or wish.state is State.ABSENT:
+            return
+        found = self._projects.failed_like(wish.project, wish.definitions, places.taken(wish.definitions))
+        if found is not None and found.failed_at is not None:
+            raise DefinitionError(
+                [
+                    Problem(
+                        f"revision {found.revision} of project {wish.project} failed here at {views.when(found.failed_at)}, not retried:"
+                        f" {found.failure}"
+                    )
+                ]
+            )
+
+    # A run
+
+    def _steps(self, run: Run, request: Document | None) -> Steps:
+        try:
+            result = yield from self._run(run)
+            run.finish(result.document(request))
+            if request is None:
+                self._say(run, result)
+        finally:
+            self._over(run)
+
+    def _go_on(self, run: Run, back: bool) -> Steps:
+        return self._steps(run, None) if not back else self._steps_back(run)
+
+    def _steps_back(self, run: Run) -> Steps:
+        """A run that was going back when the agent died."""
+        try:
+            stops = walks.stops_of(self._supervisor)
+            found = yield from self._planned(run.wish, Pace(self._supervisor.loop))
+            result = yield from self._walked(run, run.wish, found, stops)
+            self._conclude(run.wish.project, result)
+            run.finish(result.document(None))
+            self._say(run, result)
+        finally:
+            self._over(run)
+
+    def _say(self, run: Run, result: _Result) -> None:
+        """To the log: nobody was there to hear how it ended."""
+        failed = "; ".join(f"{row['name']} {row['reason']}" for row in result.failed())
+        self._supervisor.diagnose(f"project {run.wish.project}: " + (failed or "all is as it was to be"))
+
+    def _run(self, run: Run) -> Steps:
+        wish, pace = run.wish, Pace(self._supervisor.loop)
+        stops = walks.stops_of(self._supervisor)
+        found = yield from self._planned(wish, pace)
+        self._refuse_what_failed(wish)
+        changes = found.changed
+        if self._is_new(wish, found):
+            changed = {row.process for row in found.rows if row.action is not Action.NONE}
+            facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
+            made = self._projects.made(wish.project, found.definitions, *facts)
+            self._projects.keep(made, _body(made, wish, found, self._resting(found)))
+            changes = True
+        elif found.changed:
+            current = self._projects.current(wish.project)
+            if current is not None:
+                self._supervisor.store.set_run(wish.project, _body(current, wish, found, self._resting(found)))
+        if pace.over():
+            yield pace
+        result = yield from self._walked(run, wish, found, stops)
+        current = self._projects.current(wish.project)
+        whole = wish.only is None and wish.state is State.PRESENT
+        if current is not None and (changes or (whole and current.failure is not None)):
+            if result.culprit is not None and current.failure is not None:
+                result = yield from self._after_failure(run, result, current)
+            else:
+                self._conclude(wish.project, result)
+        if changes:
+            self._supervisor.checkpoint()
+        if pace.over():
+            yield pace
+        return result
+
+    def _walked(self, run: Run, wish: Wish, found: Plan, stops: Mapping[str, int]) -> Steps:
+        walk = Apply(
+            self._supervisor,
+            found,
+            wish.project,
+            wish.path,
+            stops,
+            on_row=lambda row: run.tell("row", row["name"], row),
+            on_step=lambda name, step: run.tell("step", name, {"name": name, "step": step}),
+        )
+        made = yield from walk.steps()
+        current = self._projects.current(wish.project)
+        result = _Result(wish, found, made, current.revision if current is not None else 0)
+        result.culprit, result.timed_out = walk.culprit, walk.timed_out
+        return result
+
+    def _conclude(self, project: str, result: _Result) -> None:
+        """The end of a run: its revision has come up, or it has failed and stays as it is."""
+        failed = result.failed()
+        current = self._projects.current(project)
+        if current is not None:
+            if not failed:
+                self._projects.judge(project, None)
+            elif current.failure is not None and result.culprit is not None:
+                self._projects.judge(project, _why(failed), time.time())
+        self._supervisor.store.set_run(project, None)
+
+    def _after_failure(self, run: Run, result: _Result, failed: Revision) -> Steps:
+        """The release did not come up: what it has changed goes back, or stays half done."""
+        project, why = failed.project, _why(result.failed())
+        on_failure = (
+            updates.of(result.culprit.definition.update).on_failure if result.culprit is not None else updates.PAUSE
+        )
+        good = self._projects.good_before(project, failed.revision)
+        self._projects.judge(project, why, time.time())
+        if on_failure == updates.PAUSE:
+            self._supervisor.store.set_run(project, None)
+            result.remarks.append(
+                f"left half done (on_failure is pause); apply again to go on, or pm3 rollback {project}"
+            )
+            return result
+        if good is None:
+            self._supervisor.store.set_run(project, None)
+            if failed.revision > 1:
+                result.remarks.append("there is no earlier revision to go back to")
+            return result
+        gone_places = places.missing(places.moved(good.places))
+        if gone_places:
+            self._supervisor.store.set_run(project, None)
+            result.remarks.append(f"cannot go back to revision {good.revision}: {gone_places[0]} is not there any more")
+            return result
+        return (yield from self._back(run, result, failed, good))
+
+    def _back(self, run: Run, result: _Result, failed: Revision, good: Revision) -> Steps:
+        definitions_then = _brought_back(good)
+        touched = {name: one for name, one in definitions_then.items() if name in failed.changed}
+        wish = Wish(
+            failed.project,
+            touched,
+            prune=False,
+            gone=tuple(name for name in failed.changed if name not in definitions_then),
+            path=run.wish.path,
+            label=good.label,
+            origin=good.revision,
+        )
+        stops = walks.stops_of(self._supervisor)
+        found = yield from self._planned(wish, Pace(self._supervisor.loop))
+        kept = tuple(self._pinned_live(row, good) for row in found.rows)
+        found = replace(found, rows=kept, definitions=definitions_then)
+        changed = {row.process for row in found.rows if row.action is not Action.NONE}
+        if not any(row.action not in (Action.NONE, Action.UPDATED) for row in found.rows):
+            self._supervisor.store.set_run(failed.project, None)
+            result.remarks.append(
+                "nothing can go back: the definitions are the same, and the files that have changed were changed in place"
+            )
+            return result
+        facts = (changed, places.taken(definitions_then), good.label, None, good.revision)
+        made = self._projects.made(failed.project, definitions_then, *facts)
+        self._projects.keep(made, _body(made, wish, found, self._resting(found), stage="back"))
+        for row in found.rows:
+            if row.action is not Action.NONE:
+                run.tell("step", row.name, {"name": row.name, "step": "reverting"})
+        back = yield from self._walked(run, wish, found, stops)
+        self._conclude(failed.project, back)
+        result.take_back(back, good.revision, made.revision)
+        return result
+
+    def _pinned_live(self, row: Change, good: Revision) -> Change:
+        """One that was never replaced runs where it shall already: its definition says so from now on, and it goes on."""
+        instance = self._supervisor.instances.get(row.name)
+        if row.action is not Action.ROLLED or instance is None or row.was or instance.count != row.count:
+            return row
+        return replace(row, action=Action.UPDATED) if row.before == good.definitions.get(row.process) else row
+
+    # What is told
+
+    def _foreseen(self, change: Change, state: State) -> rows.Row:
+        """The row that the change will have, as far as that is known: counters and the last exit are those of now."""
+        made = views.row(self._supervisor, change, self._supervisor.instances.get(change.was or change.name))
+        pid = made["pid"] if change.action in (Action.NONE, Action.UPDATED, Action.RELOADED) else None
+        return {**made, "status": _predicted(change, state, made["status"]), "pid": pid}
+
+
+class _Result:
+    """What a run says of itself."""
+
+    def __init__(self, wish: Wish, found: Plan, made: list[rows.Row], revision: int, in_progress: bool = False) -> None:
+        self.wish = wish
+        self.found = found
+        self.rows = made
+        self.revision = revision
+        self.in_progress = in_progress
+        self.culprit: Change | None = None
+        self.timed_out = False
+        self.reverted = False
+        self.remarks: list[str] = []
+
+    def failed(self) -> list[rows.Row]:
+        return [row for row in self.rows if row["action"] == Action.FAILED.value]
+
+    def take_back(self, back: _Result, to: int, revision: int) -> None:
+        """`back` is what has become of going back to revision `to`, as revision `revision`."""
+        failures = self.failed()
+        first = failures[0]["name"] if failures else ""
+        was = {row.name: row.was for row in back.found.rows if row.was}
+        successors = {before: after for after, before in was.items()}
+        after = {row["name"]: row for row in back.rows}
+        found = [
+            _reverted(row, after.pop(successors.get(row["name"], row["name"]), None), first, to) for row in self.rows
+        ]
+        # What the failed release had renamed, or had taken away, and what is of no row before.
+        found += [_reverted(None, row, first, to) for row in after.values() if row["changed"]]
+        self.rows = found
+        self.revision = revision
+        self.reverted = not back.failed()
+        self.timed_out = self.timed_out or back.timed_out
+        if self.reverted:
+            self.remarks.append(f"went back to revision {to}")
+        else:
+            self.remarks.append(f"could not go back to revision {to}: {_why(back.failed())}")
+
+    def document(self, request: Document | None) -> Document:
+        """Its message for the client."""
+        failed = self.failed()
+        said = [_why(failed)] * bool(failed) + self.remarks
+        return {
+            "type": "result",
+            "ok": not failed,
+            "message": "; ".join(said) or None,
+            "changed": any(row["changed"] for row in self.rows),
+            "project": self.wish.project,
+            "revision": self.revision or None,
+            "previous_revision": self.revision - 1 if self.revision > 1 else None,
+            "reverted": self.reverted,
+            "timed_out": self.timed_out,
+            "in_progress": self.in_progress,
+            "instances": self.rows,
+            "summary": rows.summary(self.rows),
+            "diff": difference.of(self.wish.project, self.found),
+            "report": rows.report(self.rows),
+            "warnings": definitions.cautions(request["definitions"]) if request is not None else [],
+        }
+
+
+def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: int) -> rows.Row:
+    """The row of an instance once its change was taken back. `row` is what it was before that, `back` what going back has done."""
+    if row is None:
+        row = {**(back or {}), "log_tail": []}
+    if back is None:
+        return row
+    now = {key: back[key] for key in ("status", "pid", "restarts", "total_restarts", "last_exit")}
+    if back["action"] == Action.FAILED.value:
+        why = f"could not go back to revision {to}: {back['reason']}"
+        if row["action"] == Action.FAILED.value:
+            why = f"{row['reason']}; {why}"
+        return {
+            **row,
+            **now,
+            "action": Action.FAILED.value,
+            "changed": True,
+            "reason": why,
+            "log_tail": back["log_tail"],
+        }
+    if not back["changed"] or (back["action"] == Action.UPDATED.value and row["action"] in _UNTOUCHED):
+        return {**row, **now}
+    if row["action"] == Action.FAILED.value:
+        return {**row, **now, "reason": f"{row['reason']}; back on revision {to}"}
+    reason = f"{culprit} failed; back on revision {to}"
+    return {**row, **now, "action": Action.REVERTED.value, "changed": True, "reason": reason}
+
+
+def _why(failed: list[rows.Row]) -> str:
+    return "; ".join(f"{row['name']} {row['reason']}" for row in failed)
+
+
+def _brought_back(revision: Revision) -> dict[str, Definition]:
+    """The definitions of a revision; paths that lead elsewhere by now are written as where they led then."""
+    moved = places.moved(revision.places)
+    return {name: pins.pinned(one, moved.get(name, {})) for name, one in revision.definitions.items()}
+
+
+def _body(revision: Revision, wish: Wish, found: Plan, resting: Collection[str], stage: str = "forward") -> Document:
+    """What another agent needs to go on with a run. Definitions are the revision's, which may have more than were wished."""
+    only = wish.only if wish.only is not None or wish.prune else tuple(wish.definitions)
+    return {
+        "revision": revision.revision,
+        "stage": stage,
+        "state": wish.state.value,
+        "prune": wish.prune,
+        "only": only,
+        "gone": sorted({row.process for row in found.rows if row.action is Action.REMOVED}),
+        "path": wish.path,
+        "resting": sorted(resting),
+    }
+
+
+def _resumed(revision: Revision, body: Document) -> Wish:
+    state = State(body["state"])
+    if state in (State.RESTARTED, State.RELOADED):
+        state = State.PRESENT  # what had been stopped is started; what was not reached is not a new demand
+    return Wish(
+        revision.project,
+        revision.definitions,
+        state,
+        body["prune"],
+        tuple(body["only"]) if body["only"] is not None else None,
+        tuple(body["gone"]),
+        path=body["path"],
+        label=revision.label,
+        origin=revision.origin,
+        resting=frozenset(body["resting"]),
+    )
+
+
+def _desired(request: Document, pace: Pace) -> Steps:
+    """The definitions that an `apply` or a `plan` brings."""
+    tables = {name: dict(table) for name, table in request["definitions"].items()}
+    for name, secrets in request["secrets"].items():
+        if name in tables:
+            tables[name]["secrets"] = {**(tables[name].get("secrets") or {}), **secrets}
+    if request["update"]:
+        for table in tables.values():
+            if table.get("update") is None:
+                table["update"] = request["update"]
+    if not tables and request["state"] != State.ABSENT.value:
+        raise DefinitionError([Problem("nothing is defined; to remove a project, ask for state absent")])
+    try:
+        return (yield from paced(pace, loading.load_in_parts(tables, request["base"], request["overlay"])))
+    except DefinitionError as error:
+        raise error.located(request["file"]) if request["file"] else error from None
+
+
+def _predicted(change: Change, state: State, status: str) -> str:
+    """The status that an instance will have once the change has succeeded."""
+    if change.action in (Action.REMOVED, Action.STOPPED) or change.rests or state is State.STOPPED:
+        return "stopped"
+    return status if change.action in (Action.NONE, Action.UPDATED) else "online"
