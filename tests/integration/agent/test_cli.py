@@ -7,7 +7,9 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,6 +139,14 @@ def test_output_that_goes_nowhere(shop: Agent, output: str, said: str) -> None:
 
 def on_a_terminal(agent: Agent, *words: str, **environment: str) -> str:
     """What a person sees, to the end of the command."""
+    master, process = terminal(agent, *words, **environment)
+    shown = read_all(master)
+    assert process.wait(60) == 0, shown
+    return shown
+
+
+def terminal(agent: Agent, *words: str, **environment: str) -> tuple[int, subprocess.Popen[bytes]]:
+    """A command on a terminal of its own, and the end of that which a person has."""
     master, slave = pty.openpty()
     environ = {name: value for name, value in agent.environment.items() if name not in ("NO_COLOR", "COLUMNS")}
     process = subprocess.Popen(
@@ -146,17 +156,31 @@ def on_a_terminal(agent: Agent, *words: str, **environment: str) -> str:
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(slave)
+    return master, process
+
+
+def read_all(master: int) -> str:
+    """What is shown on a terminal until nobody has it any more, which is closed then."""
     shown = b""
     while select.select([master], [], [], 60)[0]:
         try:
             more = os.read(master, 65536)
-        except OSError:  # EIO: nobody has the other end any more
+        except OSError:  # EIO
             break
         shown += more
     os.close(master)
-    assert process.wait(60) == 0, shown
+    return shown.decode()
+
+
+def read_to(master: int, pattern: str) -> str:
+    """What is shown on a terminal until that is there."""
+    shown = b""
+    while not re.search(pattern.encode(), shown):
+        assert select.select([master], [], [], 60)[0]
+        shown += os.read(master, 65536)
     return shown.decode()
 
 
@@ -170,11 +194,68 @@ def test_colours_are_for_terminals_that_want_them(shop: Agent) -> None:
     assert "\x1b" not in shop.pm3("list", TERM="xterm").stdout
 
 
-def test_progress_is_seen_on_a_terminal_and_leaves_nothing(shop: Agent) -> None:
-    shown = on_a_terminal(shop, "restart", "db")
-    assert "\r\x1b[K" in shown
-    left = [line.rpartition("\r\x1b[K")[2] for line in shown.replace("\r\n", "\n").split("\n")]
-    assert re.sub(r"\x1b\[\d+m", "", left[0]) == "restarted: db, web:0, web:1"
+@pytest.fixture
+def rolling(agent: Agent) -> tuple[Agent, Path]:
+    """An apply has web:0 and web:1 to roll, and cannot be done with the latter as long as a file is there."""
+    gate = agent.folder / "gate-1"
+    text = f"""
+[web]
+command = "sleep 1000000"
+instances = 2
+readiness_check = "exec://test ! -e {agent.folder}/gate-@{{instance}}"
+readiness_timeout = 60
+"""
+    agent.file(text)
+    agent.pm3("apply", "--project", "p")
+    gate.touch()
+    agent.file(text + 'env = { RELEASE = "2" }')
+    return agent, gate
+
+
+def test_an_apply_is_seen_as_it_goes_on_and_reported_once(rolling: tuple[Agent, Path]) -> None:
+    """A line for an instance while others are under way; in the end the same lines as in a pipe."""
+    agent, gate = rolling
+    master, process = terminal(agent, "apply", "--project", "p")
+    shown = read_to(master, "web:0 +rolled")
+    assert "revision" not in shown
+    gate.unlink()
+    whole = shown + read_all(master)
+    assert process.wait(60) == 0, whole
+    report = re.sub(r"\x1b\[\d*m", "", whole.replace("\r\n", "\n").rpartition("\x1b[J")[2])
+    assert re.sub(" +", " ", report) == (
+        'web:0 rolled online env.RELEASE: none -> "2"\nweb:1 rolled online env.RELEASE: none -> "2"\n'
+        "project p (revision 2): 0 ok, 2 changed, 0 failed\n"
+    )
+    for unwanted in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "\x1b" not in on_a_terminal(agent, "apply", "--project", "p", "--state", "restarted", **unwanted)
+
+
+def test_who_does_not_wait_is_told_that_the_agent_goes_on(rolling: tuple[Agent, Path]) -> None:
+    agent, gate = rolling
+    master, process = terminal(agent, "apply", "--project", "p")
+    read_to(master, "web:0 +rolled")
+    process.send_signal(signal.SIGINT)
+    shown = read_all(master)
+    assert process.wait(60) == 130
+    assert shown.endswith("\x1b[Jthe agent goes on with it; pm3 apply again shows how it ends\r\n")
+    gate.unlink()
+    agent.pm3("apply", "--project", "p")  # perhaps it joins what is still under way
+    assert "0 changed" in agent.pm3("apply", "--project", "p").stdout
+    assert agent.instance("web:1")["status"] == "online"
+
+
+def test_holds_are_told_by_list_info_and_apply(shop: Agent) -> None:
+    assert document(shop, "hold", "web", "--reason", "a look")["message"] == "held: web"
+    held = shop.instance("web:0")["held"]
+    assert held.endswith(": a look")
+    assert shop.pm3("list").stdout.splitlines()[-1] == f"web: {held}"
+    assert f"  held: {held.partition(' ')[2]}\n" in shop.pm3("info", "web:1").stdout
+    assert f"web: {held}" in shop.pm3("restart", "web").stdout
+    planned = document(shop, "plan", "--project", "p")
+    assert {row["reason"] for row in planned["instances"] if row["process"] == "web"} == {held}
+    assert shop.pm3("release", "web").stdout == "released: web\n"
+    assert "held" not in shop.pm3("list").stdout
+    assert shop.pm3("release", "wbe", check=False).returncode == 1
 
 
 def test_the_table_does_not_depend_on_the_width(shop: Agent) -> None:

@@ -109,6 +109,7 @@ class Apply:
         """The changes of one process."""
         fresh: list[Change] = []
         replaced: list[Change] = []
+        changes = [change for change in changes if not change.held]  # it is there for the order
         for change in changes:
             if change.action in _LIVE:
                 self._update(change)

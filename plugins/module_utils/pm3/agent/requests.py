@@ -57,6 +57,8 @@ class Requests:
             "list": self._list,
             "info": self._info,
             "log": self._log,
+            "hold": self._hold,
+            "release": self._hold,
             "start": changes.start,
             "stop": changes.stop,
             "restart": changes.restart,
@@ -117,6 +119,7 @@ class Requests:
                     "revisions": {
                         name: [views.revision(one) for one in self._projects.revisions(name)] for name in projects
                     },
+                    "holds": supervisor.holds.documents(),
                 }
             )
 
@@ -163,6 +166,11 @@ class Requests:
         from .log_request import LogRequest  # a healthy agent does without
 
         LogRequest(self._supervisor, request, client)
+
+    def _hold(self, request: Document, peer: Peer, client: Client) -> None:
+        from . import hold_requests  # a healthy agent does without
+
+        client.finish(hold_requests.answer(self._supervisor, self._projects, request, peer.uid))
 
     def _history(self, request: Document, _peer: Peer, client: Client) -> None:
         project = request["project"]

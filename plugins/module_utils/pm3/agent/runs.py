@@ -201,16 +201,18 @@ class Runs:
         return Wish(project, back, label=request["label"] or target.label, origin=target.revision, **common)
 
     def _planned(self, wish: Wish, pace: Pace) -> Steps:
+        actual, current = self._supervisor.actual(), self._projects.definitions(wish.project)
         parts = plan_in_parts(
             wish.project,
             wish.definitions,
-            self._supervisor.actual(),
+            actual,
             cpus=cpus(),
-            current=self._projects.definitions(wish.project),
+            current=current,
             state=wish.state,
             prune=wish.prune,
             only=wish.only,
             gone=wish.gone,
+            held=self._supervisor.holds.among(wish.project, [*wish.definitions, *current], actual),
             take_over=wish.take_over,
         )
         found: Plan = yield from paced(pace, parts)
@@ -574,6 +576,8 @@ def _desired(request: Document, pace: Pace) -> Steps:
 
 def _predicted(change: Change, state: State, status: str) -> str:
     """The status that an instance will have once the change has succeeded."""
+    if change.held:
+        return status
     if change.action in (Action.REMOVED, Action.STOPPED) or change.rests or state is State.STOPPED:
         return "stopped"
     return status if change.action in (Action.NONE, Action.UPDATED) else "online"

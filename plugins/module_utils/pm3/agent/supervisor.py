@@ -30,6 +30,7 @@ from . import accounts, environment, launch, log_files, spawn
 from .cells import Cells, Survey
 from .descriptors import ServiceManager
 from .errands import Errand
+from .holds import Holds
 from .instance import Instance, has_tale, is_up
 from .log import LogFile
 from .loop import READ, Loop, Timer
@@ -66,6 +67,7 @@ class Supervisor:
         self.beside: set[Instance] = set()  # copies that take over from one, or leave for one
         self.loop = loop
         self.store = store
+        self.holds = Holds(store)
         self.pumps = pumps
         self.cells = cells
         self.manager = manager

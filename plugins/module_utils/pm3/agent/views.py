@@ -39,6 +39,7 @@ def process(supervisor: Supervisor, instance: Instance, used: Used | None) -> Do
         "since": supervisor.moment(life.since),
         "total_restarts": life.total_restarts,
         "last_exit": end(supervisor, instance),
+        "held": supervisor.holds.text(instance.process, instance.project),
     }
     if used is not None and instance.pid is not None:
         shown.update(used._asdict())

@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace, Agent, Console], int]
 
 
-def walked(request: Document, agent: Agent, console: Console) -> Document:
-    """The answer to a request that walks a plan; on a terminal its progress is seen meanwhile."""
-    if not console.shows_progress:
-        return agent.request(request)
+def walked(request: Document, agent: Agent, console: Console, then: str = "pm3 list shows how it ends") -> Document:
+    """The answer to a request that walks a plan; on a terminal its progress is seen meanwhile.
+
+    `then` is for whoever does not wait: it ends nothing but the waiting.
+    """
     try:
-        return agent.request({**request, "progress": True}, console.progress)
-    finally:
-        console.progress_done()
+        if not console.shows_progress:
+            return agent.request(request)
+        with console.live() as message:
+            return agent.request({**request, "progress": True}, message)
+    except KeyboardInterrupt:
+        if not console.as_json:
+            console.note(f"the agent goes on with it; {then}")
+        raise
 
 
 def said(answer: Document, console: Console) -> int:

@@ -91,6 +91,22 @@ def _resurrect(_options: argparse.Namespace, agent: Agent, console: Console) -> 
     return _told({"type": "resurrect", "path": os.environ.get("PATH")}, agent, console)
 
 
+def _hold(options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    return _held({"type": "hold", "reason": options.reason}, options, agent, console)
+
+
+def _release(options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    return _held({"type": "release"}, options, agent, console)
+
+
+def _held(request: Document, options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    if not options.names and options.project is None:
+        console.error(f"name the processes or projects to {request['type']}")
+        return 2
+    project = {"project": options.project} if options.project is not None else {}
+    return _told({**request, **_names(options), **project}, agent, console)
+
+
 def _list(_options: argparse.Namespace, agent: Agent, console: Console) -> int:
     answer = agent.request({"type": "list"})
     if answer.get("type") == "error":
@@ -145,6 +161,8 @@ RUN: dict[str, Run] = {
     "flush": _flush,
     "signal": _signal,
     "save": _save,
+    "hold": _hold,
+    "release": _release,
     "resurrect": _resurrect,
     "kill": _kill,
 }
@@ -182,5 +200,5 @@ def _names(options: argparse.Namespace) -> Document:
 
 
 def _table(answer: Document, console: Console) -> None:
-    for line in table.table(answer["processes"], console.paint):
+    for line in [*table.table(answer["processes"], console.paint), *table.holds(answer["processes"], console.paint)]:
         console.line(line)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from contextlib import AbstractContextManager
+from typing import Any, Callable, TextIO
 
 from ..wire.messages import Document
 
@@ -27,7 +29,7 @@ class Console:
         wanted = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb" and not as_json
         self._colours = wanted and out.isatty()
         self._error_colours = wanted and err.isatty()
-        self.shows_progress = err.isatty() and out.isatty() and not as_json and environ.get("TERM") != "dumb"
+        self.shows_progress = self._colours and self._error_colours
 
     def line(self, text: str = "") -> None:
         self._out.write(text + "\n")
@@ -40,7 +42,7 @@ class Console:
 
     def paint(self, text: str, *codes: str) -> str:
         """`text` in colour, for `line`."""
-        return _painted(text, codes) if self._colours and text else text
+        return painted(text, codes) if self._colours and text else text
 
     def success(self, text: str) -> None:
         self.line(self.paint(text, GREEN))
@@ -67,20 +69,16 @@ class Console:
             self.error(text)
         return 1
 
-    def progress(self, row: Document) -> None:
-        """Shows a row that came while the request goes on, in the place of the one before it."""
-        text = f"{row.get('name')}  {row.get('action')}  {row.get('status') or ''}".rstrip()
-        self._err.write("\r\x1b[K" + text[: _width(self._err) - 1])
-        self._err.flush()
+    def live(self) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+        """What takes the messages that come while a request goes on, and shows them; for a terminal that `shows_progress`."""
+        from . import live
 
-    def progress_done(self) -> None:
-        if self.shows_progress:
-            self._err.write("\r\x1b[K")
-            self._err.flush()
+        self._out.flush()
+        return live.shown(live.Live(self._err, lambda: _size(self._err), time.monotonic))
 
     def _beside(self, label: str, text: str, colour: str) -> None:
         self._out.flush()  # in the order in which things were said, where both streams are one terminal
-        label = _painted(label, (colour, BOLD)) if self._error_colours else label
+        label = painted(label, (colour, BOLD)) if self._error_colours else label
         self._err.write(f"{label} {text}\n")
         self._err.flush()
 
@@ -108,12 +106,14 @@ def _as_it_came(error: UnicodeError) -> tuple[bytes, int]:
     return bytes(letter - 0xDC00 if 0xDC80 <= letter <= 0xDCFF else 0x3F for letter in letters), error.end
 
 
-def _painted(text: str, codes: Iterable[str]) -> str:
+def painted(text: str, codes: Iterable[str]) -> str:
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
 
-def _width(stream: TextIO) -> int:
+def _size(stream: TextIO) -> tuple[int, int]:
+    """The columns and lines of a terminal; of one that does not know (0), those that terminals once had."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
-        return 80
+        return 80, 24
+    return size.columns or 80, size.lines or 24

@@ -40,6 +40,8 @@ def _argument(*flags: str, **about: Any) -> Argument:
 _NAMES = _argument("names", nargs="*", metavar="NAME", help="a process, an instance (web:0) or a group; none: all")
 _FILE = _argument("file", nargs="?", default="pm3.toml", metavar="FILE", help="default pm3.toml; - is standard input")
 _ENV = _argument("--env", metavar="ENV", help="merge the overlay env_ENV of each process into its env")
+_HELD = _argument("names", nargs="*", metavar="NAME", help="a process, a group or a project")
+_HELD_PROJECT = _argument("--project", metavar="P", help="all of this project, also where a process has the same name")
 _APPLY = (
     _FILE,
     _argument(
@@ -51,9 +53,14 @@ _APPLY = (
     ),
     _argument("--only", action="append", metavar="NAME", help="only this process; may be given several times"),
     _argument(
-        "--state", choices=("present", "stopped", "restarted", "absent"), default="present", help="default present"
+        "--state",
+        choices=("present", "stopped", "restarted", "reloaded", "absent"),
+        default="present",
+        help="default present",
     ),
     _argument("--label", metavar="L", help="a name for this revision, such as a release"),
+    _argument("--take-over", action="store_true", help="processes that another project has become this one's"),
+    _argument("--no-retry-failed", action="store_true", help="fail at once where just this has failed before"),
 )
 COMMANDS: dict[str, Command] = {
     "start": Command(
@@ -118,6 +125,35 @@ COMMANDS: dict[str, Command] = {
     ),
     "apply": Command("make a project what a file says, and report what changed", _APPLY, module="projects"),
     "plan": Command("say what apply would change, and change nothing", _APPLY, module="projects"),
+    "history": Command(
+        "show the revisions of a project",
+        (_argument("project", nargs="?", metavar="PROJECT", help="default: the name of the current folder"),),
+        module="revisions",
+        more="Oldest first: when it was applied, by whom, what that changed, and what became of it.",
+    ),
+    "rollback": Command(
+        "bring back what a project was before, and report what changed",
+        (
+            _argument("project", metavar="PROJECT"),
+            _argument("--to", metavar="REVISION|LABEL", help="default: the newest good one before the current one"),
+            _argument("--from", dest="origin", metavar="LABEL", help="only if that is the current label; away from it"),
+            _argument("--dry-run", action="store_true", help="say what would change, and change nothing"),
+        ),
+        module="revisions",
+        more="What it brings back becomes a revision of its own.",
+    ),
+    "hold": Command(
+        "have apply leave processes alone, or a whole project, until release",
+        (
+            _HELD,
+            _HELD_PROJECT,
+            _argument("--reason", required=True, metavar="TEXT", help="for whoever wonders; apply and list show it"),
+        ),
+        more="For incidents. By hand what is held can still be started, stopped and restarted. An apply that is under way goes on.",
+    ),
+    "release": Command(
+        "end a hold", (_HELD, _HELD_PROJECT), more="The next apply makes the changes that were left out meanwhile."
+    ),
     "check": Command("say all that is wrong with a file", (_FILE, _ENV), module="projects"),
     "save": Command("write down all processes, for resurrect", more="Into dump.json of the data dir."),
     "resurrect": Command("start what was saved and is not there", more="An agent that starts anew does it by itself."),
@@ -229,7 +265,6 @@ def _dispatch(name: str, options: argparse.Namespace, console: Console, environ:
         status: int = module.RUN[name](options, Agent(paths.data_dir(environ)), console)
         return status
     except ClientError as error:
-        console.progress_done()
         return console.failure(str(error))
 
 

@@ -65,15 +65,27 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
         "prune": not options.no_prune,
         "only": options.only,
         "label": options.label,
+        "take_over": options.take_over,
+        "retry_failed": not options.no_retry_failed,
         "path": os.environ.get("PATH"),
         "file": file,
     }
-    answer = walked(request, agent, console)
+    answer = (
+        walked(request, agent, console, "pm3 apply again shows how it ends")
+        if kind == "apply"
+        else agent.request(request)
+    )
+    status = reported(kind, answer, console)
+    foreign = answer.get("type") == "error" and "belongs to project" in str(answer.get("message"))
+    if foreign and not options.project and not console.as_json:
+        console.error(f"the project is {project}, after the folder; --project names another")
+    return status
+
+
+def reported(kind: str, answer: Document, console: Console) -> int:
+    """Says the answer to an `apply` or a `plan`; gives the exit status."""
     if answer.get("type") == "error":
-        status = refused(answer, console)
-        if not options.project and not console.as_json and "belongs to project" in str(answer.get("message")):
-            console.error(f"the project is {project}, after the folder; --project names another")
-        return status
+        return refused(answer, console)
     if console.as_json:
         console.document(answer)
     else:

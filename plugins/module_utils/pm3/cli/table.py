@@ -9,7 +9,7 @@ Columns, labels, their order and the units are pm3's (spec: pm3.md, section 5.2)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model.order import natural
@@ -25,19 +25,44 @@ def table(processes: Iterable[Mapping[str, Any]], paint: Paint) -> list[str]:
     rows = [_cells(process) for process in sorted(processes, key=lambda one: natural(str(one["name"])))]
     if not rows:
         return ["no processes running"]
-    widths = [max(len(row[at]) for row in [COLUMNS, *rows]) for at in range(len(COLUMNS))]
+    return boxed(COLUMNS, rows, lambda row: ("status", _STATUS_COLOURS.get(row[COLUMNS.index("status")])), paint)
+
+
+def holds(processes: Iterable[Mapping[str, Any]], paint: Paint) -> list[str]:
+    """Lines below the table: which processes apply leaves alone, and why. Those that are held together share one."""
+    found: dict[str, dict[str, None]] = {}
+    for one in sorted(processes, key=lambda one: natural(str(one["name"]))):
+        if one.get("held"):
+            found.setdefault(str(one["held"]), {})[str(one.get("process") or one["name"])] = None
+    return [paint(printable(f"{listed(list(names))}: {text}"), YELLOW) for text, names in found.items()]
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """`a, b, c and 7 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def boxed(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    colour_of: Callable[[Sequence[str]], tuple[str, str | None]],
+    paint: Paint,
+) -> list[str]:
+    """Rows of printable cells as a table; `colour_of` gives for a row the column to paint and the colour, or None for none."""
+    widths = [max(len(row[at]) for row in [columns, *rows]) for at in range(len(columns))]
 
     def rule(left: str, fill: str, cross: str, right: str) -> str:
         return left + cross.join(fill * (width + 2) for width in widths) + right
 
-    def line(row: Iterable[str], colour: str | None = None) -> str:
+    def line(row: Iterable[str], column: str = "", colour: str | None = None) -> str:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         if colour is not None:
-            cells[COLUMNS.index("status")] = paint(cells[COLUMNS.index("status")], colour)
+            cells[columns.index(column)] = paint(cells[columns.index(column)], colour)
         return "│ " + " ┆ ".join(cells) + " │"
 
-    body = [line(row, _STATUS_COLOURS.get(row[COLUMNS.index("status")])) for row in rows]
-    return [rule("┌", "─", "┬", "┐"), line(COLUMNS), rule("╞", "═", "╪", "╡"), *body, rule("└", "─", "┴", "┘")]
+    body = [line(row, *colour_of(row)) for row in rows]
+    return [rule("┌", "─", "┬", "┐"), line(columns), rule("╞", "═", "╪", "╡"), *body, rule("└", "─", "┴", "┘")]
 
 
 def details(info: Mapping[str, Any], paint: Paint) -> list[str]:
@@ -72,6 +97,7 @@ def _labelled(info: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         ("total_restarts", info.get("total_restarts")),
         ("last_exit", _last_exit(info.get("last_exit"))),
         ("project", info.get("project")),
+        ("held", str(info.get("held") or "").removeprefix("held ")),
         ("group", info.get("group")),
         ("env", info.get("env")),
         ("stdout_log", info.get("stdout_log")),

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The plan: what leads from the instances that there are to those that definitions ask for.
 
-`plan(desired, actual)` is a pure function. The agent walks its result, check mode prints it, and a host without an agent is planned
-for against nothing, so that a prediction and a run cannot differ: they are the same list of changes.
+`plan(project, desired, actual)` is a pure function, and `plan_in_parts` the same in small steps. The agent walks its result, check mode
+prints it, and a host without an agent is planned for against nothing, so that a prediction and a run cannot differ: they are the same
+list of changes.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Change:
     changes: tuple[FieldChange, ...] = ()
     before: Definition | None = None  # what it runs as now, where it exists
     rests: bool = False  # it is not to be started, only to be there
+    held: bool = False  # somebody wants it to be left alone, whatever is asked for; `definition` is what it runs as
     was: str = ""  # the instance of another name that it replaces: `web` becomes `web:0` when there are several
 
 
@@ -113,48 +115,6 @@ class Plan:
         return any(row.action is not Action.NONE for row in self.rows)
 
 
-def plan(
-    project: str | None,
-    desired: Mapping[str, Definition],
-    actual: Sequence[Actual],
-    *,
-    cpus: int,
-    current: Mapping[str, Definition] | None = None,
-    state: State = State.PRESENT,
-    prune: bool = True,
-    only: Collection[str] | None = None,
-    demanded: Collection[str] = (),
-    again: Collection[str] = (),
-    gone: Collection[str] = (),
-    take_over: bool = False,
-) -> Plan:
-    """What has to happen so that `desired` is how `project` is.
-
-    `actual` is every instance of the host; `current` the project's definitions as last applied (what `prune` compares with);
-    `cpus` resolves `instances = "max"`. With `only`, processes that it does not name are left alone, and nothing is pruned; nor is
-    anything without a project. `demanded` are processes that a person has named: they start without `autostart`, too.
-    `again` are those whose one-shots are started once more if they have done their work. `gone` are processes that are to go although
-    nothing is pruned. With `take_over` a name that belongs to another project becomes this one's.
-    Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
-    """
-    return whole(
-        plan_in_parts(
-            project,
-            desired,
-            actual,
-            cpus=cpus,
-            current=current,
-            state=state,
-            prune=prune,
-            only=only,
-            demanded=demanded,
-            again=again,
-            gone=gone,
-            take_over=take_over,
-        )
-    )
-
-
 def plan_in_parts(
     project: str | None,
     desired: Mapping[str, Definition],
@@ -168,10 +128,20 @@ def plan_in_parts(
     demanded: Collection[str] = (),
     again: Collection[str] = (),
     gone: Collection[str] = (),
+    held: Mapping[str, str] | None = None,
     take_over: bool = False,
 ) -> Generator[None, None, Plan]:
-    """As `plan`, a process at a time."""
-    current = current or {}
+    """What has to happen so that `desired` is how `project` is; a process at a time.
+
+    `actual` is every instance of the host; `current` the project's definitions as last applied (what `prune` compares with);
+    `cpus` resolves `instances = "max"`. With `only`, processes that it does not name are left alone, and nothing is pruned; nor is
+    anything without a project. `demanded` are processes that a person has named: they start without `autostart`, too.
+    `again` are those whose one-shots are started once more if they have done their work. `gone` are processes that are to go although
+    nothing is pruned. `held` are processes that somebody wants to be left alone, and how a row says so: nothing of them changes, and the
+    project keeps the definition that it had for them. With `take_over` a name that belongs to another project becomes this one's.
+    Raises `DefinitionError` when a name belongs to another project, or `only` names what is not defined.
+    """
+    current, held = current or {}, held or {}
     if not take_over:
         _check_owners(project, desired, actual)
     if only is not None:
@@ -188,21 +158,32 @@ def plan_in_parts(
     if prune:
         after = dict(chosen)
     if state is State.ABSENT:
-        leaving = _removed(of_process, set(of_process) if prune else {*chosen, *gone}, "absent")
+        absent = set(of_process) if prune else {*chosen, *gone}
         after = {} if prune else {name: current[name] for name in sorted(current) if name not in chosen}
-        return Plan(tuple(_last(leaving, of_process)), after, state)
+        kept = [row for name in sorted(absent & set(held)) for row in _held(of_process.get(name, []), held[name])]
+        leaving = _removed(of_process, absent - set(held), "absent")
+        return Plan((*kept, *_last(leaving, of_process)), _with_held(after, current, held), state)
     rows: list[Change] = []
     for level in graph.levels(graph.of(chosen)):
         for name in level:
-            starts = chosen[name].autostart or name in demanded or state in (State.RESTARTED, State.RELOADED)
             found = of_process.get(name, [])
+            if name in held:
+                rows.extend(_held(found, held[name]) or [_absent(chosen[name], held[name])])
+                continue
+            starts = chosen[name].autostart or name in demanded or state in (State.RESTARTED, State.RELOADED)
             rows.extend(_process_rows(project, chosen[name], found, state, cpus, starts, name in again))
             yield
     pruned = {name for name in of_process if name not in desired and (prune or name in gone)}
+    rows += [row for name in sorted(pruned & set(held)) for row in _held(of_process[name], held[name])]
     leaving = [row for row in rows if row.action is Action.REMOVED]
-    leaving += _removed(of_process, pruned, "not defined any more")
+    leaving += _removed(of_process, pruned - set(held), "not defined any more")
     rows = [row for row in rows if row.action is not Action.REMOVED]
-    return Plan((*rows, *_last(leaving, of_process)), dict(sorted(after.items())), state)
+    return Plan((*rows, *_last(leaving, of_process)), _with_held(after, current, held), state)
+
+
+def plan(*asked: Any, **options: Any) -> Plan:
+    """As `plan_in_parts`, in one go."""
+    return whole(plan_in_parts(*asked, **options))
 
 
 def instance_names(process: str, count: int) -> list[tuple[str, int]]:
@@ -351,6 +332,30 @@ def _kept(
     return Change(
         instance.name, instance.process, instance.number, told, action, definition, reason, changes, instance.definition
     )
+
+
+def _held(existing: list[Actual], why: str) -> list[Change]:
+    return [
+        Change(
+            *(one.name, one.process, one.number, one.count, Action.NONE, one.definition, why),
+            before=one.definition,
+            held=True,
+        )
+        for one in sorted(existing, key=lambda one: one.number)
+    ]
+
+
+def _absent(definition: Definition, why: str) -> Change:
+    """The row of a process that is held before it ever was."""
+    return Change(definition.name, definition.name, 0, 1, Action.NONE, definition, why, held=True)
+
+
+def _with_held(
+    after: Mapping[str, Definition], current: Mapping[str, Definition], held: Collection[str]
+) -> dict[str, Definition]:
+    """The definitions of a project, in order, of which those that are held stay as they are."""
+    kept = {name: current[name] for name in held if name in current}
+    return dict(sorted({**{name: one for name, one in after.items() if name not in held}, **kept}.items()))
 
 
 def _removed(of_process: Mapping[str, list[Actual]], gone: Collection[str], reason: str) -> list[Change]:

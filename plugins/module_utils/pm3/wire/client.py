@@ -33,11 +33,11 @@ class Client:
         self.timeout = timeout
 
     def request(self, document: Document, on_row: Callable[[Document], Any] | None = None) -> Document:
-        """The final answer to `document`; progress rows that come before it go to `on_row`. Raises `ClientError`."""
+        """The final answer to `document`; rows and steps of its progress that come before it go to `on_row`. Raises `ClientError`."""
         answers = self.stream(document)
         try:
             for answer in answers:
-                if answer.get("type") != "row":
+                if answer.get("type") not in ("row", "step"):
                     return answer
                 if on_row is not None:
                     on_row(answer)

@@ -106,7 +106,6 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "hello": {},
     "apply": _APPLY,
     "plan": _APPLY,
-    "history": {"project": Field(TEXT, required=True)},
     "snapshot": {
         "project": Field(TEXT),
         **_NAMES,
@@ -131,6 +130,9 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "resurrect": {"path": Field(PATH)},
     "delete": {"names": Field(TEXTS, required=True)},
     "doctor": {},
+    "history": {"project": Field(TEXT, required=True)},
+    "hold": {**_NAMES, "project": Field(TEXT), "reason": Field(TEXT, required=True)},
+    "release": {**_NAMES, "project": Field(TEXT)},
     "list": {},
     "info": {"name": Field(TEXT, required=True)},
     "log": {

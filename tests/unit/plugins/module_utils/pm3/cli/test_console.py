@@ -48,19 +48,13 @@ def test_problems_are_a_line_each() -> None:
     assert json.loads(out.getvalue()) == {"type": "error", "message": "all of it", "problems": problems}
 
 
-def test_progress_is_one_line_that_goes_away() -> None:
-    out, err = Stream(True), Stream(True)
-    console = Console(out, err, {})
-    assert console.shows_progress
-    console.progress({"name": "web:0", "action": "rolled", "status": "online"})
-    console.progress({"name": "web:1" * 100, "action": "rolled"})
-    console.progress_done()
-    shown = err.getvalue().split("\r\x1b[K")
-    assert shown[1] == "web:0  rolled  online"
-    assert len(shown[2]) < 80
-    assert shown[3] == ""
-    assert out.getvalue() == ""
-    assert not Console(Stream(False), err, {}).shows_progress
+@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_progress_is_for_terminals_that_can_show_it(environ: dict[str, str]) -> None:
+    assert Console(Stream(True), Stream(True), {}).shows_progress
+    assert not Console(Stream(True), Stream(True), environ).shows_progress
+    assert not Console(Stream(True), Stream(True), {}, as_json=True).shows_progress
+    assert not Console(Stream(False), Stream(True), {}).shows_progress
+    assert not Console(Stream(True), Stream(False), {}).shows_progress
 
 
 def test_every_text_can_be_written() -> None:

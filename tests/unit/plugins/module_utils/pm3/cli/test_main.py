@@ -123,6 +123,11 @@ def test_the_version(pm3: Callable[..., Said], words: tuple[str, ...]) -> None:
         (("delete", "web", "--all"), "not both\n"),
         (("startup", "now"), "pm3 startup: error: unrecognized arguments: now\n"),
         (("apply", "--proj", "x"), "pm3 apply: error: unrecognized arguments"),
+        (("hold", "web"), "pm3 hold: error: the following arguments are required: --reason"),
+        (("hold", "--reason", "x"), "error: name the processes or projects to hold\n"),
+        (("release",), "error: name the processes or projects to release\n"),
+        (("rollback",), "pm3 rollback: error: the following arguments are required: PROJECT"),
+        (("rollback", "shop", "--to", "3", "--from", "x"), "error: --to says where to go, --from whence; not both\n"),
     ],
 )
 def test_bad_arguments(pm3: Callable[..., Said], fake_agent: Any, words: tuple[str, ...], said: str) -> None:
@@ -448,6 +453,8 @@ def test_apply_sends_the_project(pm3: Callable[..., Said], fake_agent: Any, shop
             "prune": True,
             "only": None,
             "label": None,
+            "take_over": False,
+            "retry_failed": True,
             "path": "/usr/bin:/bin",
             "file": "pm3.toml",
         }
@@ -520,6 +527,111 @@ def test_problems_of_the_agent_are_shown_each(pm3: Callable[..., Said], fake_age
     said = pm3("apply")
     assert said.status == 1
     assert said.err == "error: pm3.toml: [web] cwd: no such folder\n"
+
+
+def test_apply_may_take_over_and_may_refuse_to_try_again(
+    pm3: Callable[..., Said], fake_agent: Any, shop: pathlib.Path
+) -> None:
+    fake_agent.answers["apply"] = [result("apply")]
+    pm3("apply", "--take-over", "--no-retry-failed", "--state", "reloaded")
+    (request,) = fake_agent.requests
+    assert (request["take_over"], request["retry_failed"], request["state"]) == (True, False, "reloaded")
+
+
+# Holds and revisions
+
+
+@pytest.mark.parametrize(
+    ("words", "request_"),
+    [
+        (("hold", "web", "db", "--reason", "a look"), {"type": "hold", "names": ["web", "db"], "reason": "a look"}),
+        (("hold", "--project", "shop", "--reason", "x"), {"type": "hold", "project": "shop", "reason": "x"}),
+        (("release", "web"), {"type": "release", "names": ["web"]}),
+        (("release", "--project", "shop"), {"type": "release", "project": "shop"}),
+    ],
+)
+def test_hold_and_release(
+    pm3: Callable[..., Said], fake_agent: Any, words: tuple[str, ...], request_: dict[str, Any]
+) -> None:
+    fake_agent.answers[words[0]] = [messages.success("held: web (project shop)")]
+    assert pm3(*words).out == "held: web (project shop)\n"
+    assert fake_agent.requests == [request_]
+    fake_agent.answers[words[0]] = [messages.error("process, group or project not found: wbe")]
+    said = pm3(*words)
+    assert (said.status, said.err) == (1, "error: process, group or project not found: wbe\n")
+
+
+HISTORY = {
+    "type": "history",
+    "project": "shop",
+    "current": 4,
+    "revisions": [
+        {"revision": 1, "label": "r1", "at": 0, "uid": 0, "user": "root", "changed": ["db", "web"]},
+        {"revision": 2, "at": 60, "uid": 4711, "user": None, "changed": [f"p{number}" for number in range(9)]},
+        {
+            **{"revision": 3, "label": "r3", "at": 120, "uid": None, "user": None, "changed": []},
+            **{"failed_at": 130.5, "failure": "web:0 exited with code 1\n" + "x" * 100},
+        },
+        {"revision": 4, "label": "r1", "at": 180, "uid": 0, "user": "root", "changed": ["web"], "origin": 1},
+    ],
+}
+
+
+def test_history(pm3: Callable[..., Said], fake_agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    fake_agent.answers["history"] = [HISTORY]
+    said = pm3("history", "shop")
+    assert said.status == 0
+    rows = [[cell.strip() for cell in line[1:-1].split("┆")] for line in said.out.splitlines() if line[0] == "│"]
+    assert rows == [
+        ["revision", "when", "who", "label", "changed", "what became of it"],
+        ["1", "1970-01-01 00:00:00", "root", "r1", "db, web", "-"],
+        ["2", "1970-01-01 00:01:00", "uid 4711", "-", "p0, p1, p2, p3, p4 and 4 more", "-"],
+        ["3", "1970-01-01 00:02:00", "-", "r3", "-", f"failed: web:0 exited with code 1 {'x' * 54}…"],
+        ["4", "1970-01-01 00:03:00", "root", "r1", "web", "current, brought back 1"],
+    ]
+    assert pm3("history", "shop", "--json").document == HISTORY
+    fake_agent.answers["history"] = [{**HISTORY, "current": None, "revisions": []}]
+    assert pm3("history", "shop").out == "project shop has no revisions\n"
+    fake_agent.answers["history"] = [messages.error("project not found: shp")]
+    said = pm3("history", "shp")
+    assert (said.status, said.err) == (1, "error: project not found: shp\n")
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_history_of_the_current_folder(pm3: Callable[..., Said], fake_agent: Any, shop: pathlib.Path) -> None:
+    fake_agent.answers["history"] = [HISTORY]
+    assert pm3("history").status == 0
+    assert fake_agent.requests == [{"type": "history", "project": "shop"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "way"),
+    [
+        ((), "apply", {"rollback_to": ""}),
+        (("--dry-run",), "plan", {"rollback_to": ""}),
+        (("--to", "3"), "apply", {"rollback_to": "3"}),
+        (("--to", "r1", "--dry-run"), "plan", {"rollback_to": "r1"}),
+        (("--from", "r2"), "apply", {"rollback_from": "r2"}),
+    ],
+)
+def test_rollback(
+    pm3: Callable[..., Said],
+    fake_agent: Any,
+    shop: pathlib.Path,
+    words: tuple[str, ...],
+    kind: str,
+    way: dict[str, str],
+) -> None:
+    fake_agent.answers[kind] = [result(kind)]
+    said = pm3("rollback", "shop", *words)
+    assert said.status == 0
+    assert said.out.startswith("web         created    online     new\nproject shop")
+    assert fake_agent.requests == [{"type": kind, "project": "shop", **way, "path": "/usr/bin:/bin"}]
+    fake_agent.answers[kind] = [messages.error("project shop has no earlier revision that was good")]
+    assert pm3("rollback", "shop", *words).status == 1
 
 
 def test_mistakes_are_shown_before_the_agent_is_asked(
@@ -615,7 +727,7 @@ def test_a_closed_pipe_is_no_trouble(fake_agent: Any) -> None:
 
 
 def test_a_terminal_sees_colours_and_progress(fake_agent: Any, shop: pathlib.Path) -> None:
-    row = {"type": "row", "name": "web", "action": "created", "status": "online"}
+    row = {"type": "row", "name": "web", "action": "created", "changed": True, "status": "online"}
     fake_agent.answers["apply"] = [row, result("apply")]
     environ = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     master, slave = pty.openpty()
@@ -627,7 +739,7 @@ def test_a_terminal_sees_colours_and_progress(fake_agent: Any, shop: pathlib.Pat
             shown += more
     os.close(master)
     assert fake_agent.requests[0]["progress"] is True
-    assert b"\r\x1b[Kweb  created  online\r\x1b[K" in shown
+    assert b"\r\x1b[32mweb         created    online\x1b[0m\x1b[K\r\n\x1b[J\r\x1b[1A\x1b[J" in shown
     assert b"\x1b[33mweb         created    online     new\x1b[0m" in shown
 
 

@@ -51,6 +51,23 @@ def test_every_line_is_as_wide_and_leaves_the_terminal_alone(listed: list[dict[s
     assert all(line.isprintable() for line in lines)
 
 
+def test_what_is_held_is_told_below_the_table() -> None:
+    by_ann = "held by ann since 2026-11-20 19:31: disk \x1b[2J"
+    listed = [
+        *(process(f"job-{number}", held=by_ann) for number in range(7)),
+        process("web:1", process="web", held="held by bob since 2026-11-20 19:33: memory"),
+        process("web:0", process="web", held="held by bob since 2026-11-20 19:33: memory"),
+        process("db"),
+    ]
+    assert table.holds(listed, plain) == [
+        "job-0, job-1, job-2, job-3, job-4 and 2 more: held by ann since 2026-11-20 19:31: disk \\x1b[2J",
+        "web: held by bob since 2026-11-20 19:33: memory",
+    ]
+    assert table.holds([process("db")], plain) == []
+    assert "  held: by bob since 2026-11-20 19:33: memory" in table.details(listed[7], plain)
+    assert table.table(listed, plain)[1].split(" ┆ ")[0] == "│ name "
+
+
 def test_colours_do_not_move_columns() -> None:
     def paint(text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m"

@@ -637,3 +637,98 @@ def test_a_change_is_a_value() -> None:
     made, other = (plan("shop", web(), [], cpus=CPUS) for _time in range(2))
     assert made == other
     assert isinstance(made.rows[0], Change)
+
+
+# Holds ------------------------------------------------------------------------------------------------------------------
+
+WHY = "held by ann since 2026-11-20 19:31: the disk is being replaced"
+
+
+def test_what_is_held_stays_as_it_is_and_says_why() -> None:
+    tables: dict[str, Any] = {"db": {"command": "db", "cwd": "/41", "instances": 2}, "job": {"command": "job"}}
+    tables["web"] = {"command": "web", "depends_on": ["db"]}
+    before = load(tables)
+    tables["db"] = {"command": "db", "cwd": "/42", "instances": 3}
+    tables["web"]["cwd"] = "/42"
+    after = load({name: tables[name] for name in ("db", "web")})
+    host = running(before)
+    made = plan("shop", after, host, cpus=CPUS, current=before, held={"db": WHY, "job": WHY})
+    assert [(row.name, row.action, row.reason, row.held) for row in made.rows] == [
+        ("db:0", Action.NONE, WHY, True),
+        ("db:1", Action.NONE, WHY, True),
+        ("web", Action.ROLLED, "", False),
+        ("job", Action.NONE, WHY, True),
+    ]
+    assert made.rows[0].definition == made.rows[0].before == before["db"]
+    assert made.definitions == {**before, "web": after["web"]}
+    # Once it is released the next apply does what was left out.
+    host = carried_out(made, host, "shop")
+    released = plan("shop", after, host, cpus=CPUS, current=made.definitions)
+    assert actions(released) == {
+        **{"db:0": Action.ROLLED, "db:1": Action.ROLLED, "db:2": Action.CREATED},
+        **{"web": Action.NONE, "job": Action.REMOVED},
+    }
+    assert released.definitions == after
+
+
+def test_what_is_held_and_new_is_not_created() -> None:
+    made = plan("shop", web(instances=3), [], cpus=CPUS, held={"web": WHY})
+    (row,) = made.rows
+    assert (row.name, row.action, row.reason, row.before) == ("web", Action.NONE, WHY, None)
+    assert made.definitions == {}
+    assert plan("shop", web(), [], cpus=CPUS, state=State.ABSENT, held={"web": WHY}).rows == ()
+
+
+def test_absent_leaves_what_is_held() -> None:
+    current = load({"web": {"command": "serve"}, "job": {"command": "run"}})
+    for prune in (True, False):
+        made = plan(
+            *("shop", web(), running(current)),
+            **{"cpus": CPUS, "current": current, "state": State.ABSENT, "prune": prune, "held": {"web": WHY}},
+        )
+        assert actions(made) == {"web": Action.NONE, **({"job": Action.REMOVED} if prune else {})}
+        assert set(made.definitions) == ({"web"} if prune else {"web", "job"})
+
+
+@given(cases, definitions, st.sampled_from(State), st.booleans(), st.data())
+def test_what_is_held_never_changes_whatever_the_rest(
+    case: tuple[dict[str, Definition], list[Actual]],
+    current: dict[str, Definition],
+    state: State,
+    prune: bool,
+    data: st.DataObject,
+) -> None:
+    """And the rest is planned as it would be without."""
+    desired, host = case
+    names = sorted({*desired, *(one.process for one in host)})
+    held = dict.fromkeys(data.draw(st.sets(st.sampled_from(names))), WHY)
+    about: dict[str, Any] = {"cpus": CPUS, "current": current, "state": state, "prune": prune}
+    made = plan("shop", desired, host, held=held, **about)
+    free = plan("shop", desired, host, **about)
+    before = {one.name: one for one in host}
+    for row in made.rows:
+        assert row.held == (row.process in held)
+        if row.held:
+            assert (row.action, row.reason, row.changes) == (Action.NONE, WHY, ())
+            was = before.get(row.name)
+            if was is not None:
+                assert (row.definition, row.count, row.before) == (was.definition, was.count, was.definition)
+            else:
+                assert row.name == row.process
+                assert not [one for one in host if one.process == row.process]
+    assert [row for row in made.rows if not row.held] == [row for row in free.rows if row.process not in held]
+    shown = {row.name for row in made.rows}
+    assert {row.name for row in free.rows if row.process in held and row.name in before} <= shown
+    for name in {*desired, *current}:
+        assert made.definitions.get(name) == (current if name in held else free.definitions).get(name)
+
+
+@given(cases, st.sampled_from(State), st.booleans())
+def test_with_everything_held_nothing_changes(
+    case: tuple[dict[str, Definition], list[Actual]], state: State, prune: bool
+) -> None:
+    desired, host = case
+    held = dict.fromkeys({*desired, *(one.process for one in host)}, WHY)
+    made = plan("shop", desired, host, cpus=CPUS, current=desired, state=state, prune=prune, held=held)
+    assert not made.changed
+    assert made.definitions == desired
