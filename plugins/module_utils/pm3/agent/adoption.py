@@ -63,6 +63,7 @@ class Adoption:
 
     def _adopt(self, record: Record, fds: list[int]) -> None:
         instance = self._supervisor.add(_from_record(record))
+        instance.seen = self._supervisor.fingerprints.shared(record.seen)
         phase = record.life.phase
         if phase in _GONE_WITH_PROCESS or (phase in _HOOKS and record.pid is None):
             if record.spawn_id and (fds or phase in (Phase.SPAWNING, Phase.ABORTING, *_HOOKS)):

@@ -263,6 +263,7 @@ class Apply:
         if instance is None:
             return
         self._adopt(instance, change)
+        self.supervisor.see_files(instance)
         if change.action is Action.UPDATED:
             self.supervisor.deliver(instance, machine.Redefined(Policy.of(change.definition)))
             self.supervisor.reconfigure(instance)

@@ -42,7 +42,7 @@ def missing(places: Places) -> list[str]:
 
 
 def _paths(definition: Definition) -> Iterator[str]:
-    paths = [definition.cwd, *getattr(definition, "restart_when_changed", ())]
+    paths = [definition.cwd, *definition.restart_when_changed]
     for path in paths:
         if path is not None and not any(mark in path for mark in _NOT_ONE_PATH):
             yield path

@@ -201,7 +201,9 @@ class Runs:
         return Wish(project, back, label=request["label"] or target.label, origin=target.revision, **common)
 
     def _planned(self, wish: Wish, pace: Pace) -> Steps:
-        actual, current = self._supervisor.actual(), self._projects.definitions(wish.project)
+        there = list(self._supervisor.instances.values()) if wish.state is State.PRESENT else []
+        stale = yield from paced(pace, self._supervisor.fingerprints.stale(there, wish.definitions))
+        actual, current = self._supervisor.actual(stale), self._projects.definitions(wish.project)
         parts = plan_in_parts(
             wish.project,
             wish.definitions,

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Callable
 
 from ..model import checks, machine, rows
@@ -30,6 +31,7 @@ from . import accounts, environment, launch, log_files, spawn
 from .cells import Cells, Survey
 from .descriptors import ServiceManager
 from .errands import Errand
+from .fingerprints import Fingerprints
 from .holds import Holds
 from .instance import Instance, has_tale, is_up
 from .log import LogFile
@@ -74,6 +76,7 @@ class Supervisor:
         self.ends = ends
         self.diagnose = diagnose
         self.triggers = Triggers(loop, self.deliver, self.survey, (data_dir, run), diagnose)
+        self.fingerprints = Fingerprints()
         self._logs = os.path.join(data_dir, "logs")
         self._tty = os.environ.get("PM3_DEFAULT_TTY") == "1"  # every stdout is a terminal, as in pm3
         self._run = run
@@ -169,8 +172,8 @@ class Supervisor:
             self._clock = ahead
         return round(then + self._clock, 3) if then is not None else None
 
-    def actual(self) -> list[Actual]:
-        """All instances as the planner wants to see them."""
+    def actual(self, stale: Mapping[str, str] = MappingProxyType({})) -> list[Actual]:
+        """All instances as the planner wants to see them. `stale`: why processes are, by spawn id (`Fingerprints.stale`)."""
         return [
             Actual(
                 one.name,
@@ -182,6 +185,7 @@ class Supervisor:
                 is_up(one),
                 one.wanted,
                 one.life.status.value,
+                stale.get(one.spawn_id, ""),
             )
             for one in self.instances.values()
         ]
@@ -206,6 +210,13 @@ class Supervisor:
     def empty_logs(self, instances: Iterable[Instance], done: Callable[[list[str]], None]) -> None:
         """Empties their logs and removes the rotated ones; `done` gets a sentence for each that could not be."""
         self.pumps.flush([log for one in instances for log in self.logs(one)], done)
+
+    def see_files(self, instance: Instance) -> None:
+        """Files that its process was started without being compared count from now on, as its definition names them."""
+        seen = self.fingerprints.completed(instance) if instance.pid is not None else instance.seen
+        if seen is not instance.seen:
+            self.change(instance, seen=seen)
+            self.loop.soon(self.fingerprints.forget)
 
     def reconfigure(self, instance: Instance) -> None:
         """Has its output logged as its definition says now."""
@@ -308,6 +319,7 @@ class Supervisor:
         if not self._spawning:
             self.loop.soon(self._spawn_turn)
         self._spawning.append((instance, effect.work))
+        self.fingerprints.forget()  # of those that wait together, the files are read once
         instance.spawn_id = ""
 
     def _spawn_turn(self) -> None:
@@ -328,6 +340,8 @@ class Supervisor:
         finally:
             if self._spawning:
                 self.loop.after(0, self._spawn_turn)  # not `soon`, which may still be in this turn
+            else:
+                self.fingerprints.forget()
 
     def _spawn(self, instance: Instance, work: Work) -> None:
         try:
@@ -346,6 +360,8 @@ class Supervisor:
 
     def _try_to_spawn(self, instance: Instance, work: Work) -> None:
         instance.log_starts = self._log_sizes(instance)
+        if work is Work.PROGRAM:  # before it reads them: what changes in between has changed since
+            instance.seen = self.fingerprints.take(instance)
         what = launch.program(instance) if work is Work.PROGRAM else launch.hook(instance, work)
         if self.cells.root is None:
             what.env[environment.SPAWN_ID] = self.mark_of(instance.spawn_id)

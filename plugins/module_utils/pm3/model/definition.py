@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import checks, kinds, placeholders
+from . import checks, kinds, patterns, placeholders
 from . import update as updates
 from .kinds import Kind
 from .problems import DefinitionError, Problem, Unfit, nearest
@@ -75,6 +75,13 @@ class Definition:
         kinds.FILES,
         Effect.RESTART,
         "Files of KEY=value lines, read at every start and overridden by env; relative to cwd.",
+        (),
+    )
+    restart_when_changed: tuple[str, ...] = _row(
+        kinds.GLOBS,
+        Effect.NONE,
+        "Files, folders, links and globs, relative to cwd: an apply that finds one changed since the start replaces the instance."
+        " env_file always counts.",
         (),
     )
     environments: Mapping[str, Mapping[str, str]] = _row(
@@ -379,10 +386,13 @@ def located(definition: Definition, base: str | None) -> tuple[Definition, list[
             problems.append(Problem(message, table=definition.name, field=field))
             return path
         joined = posixpath.join(root or "/", path)
-        return joined if "@{" in path else posixpath.normpath(joined)  # what is in the braces is no path
+        return joined if "@{" in joined else posixpath.normpath(joined)  # what is in the braces is no path
 
     cwd = absolute(definition.cwd, base, "cwd") if definition.cwd is not None else base
     found: dict[str, Any] = {"env_file": tuple(absolute(path, cwd, "env_file") for path in definition.env_file)}
+    base_glob = patterns.literal(cwd) if cwd is not None else None  # whatever letters a folder's own name has
+    globs = definition.restart_when_changed
+    found["restart_when_changed"] = tuple(absolute(path, base_glob, "restart_when_changed") for path in globs)
     for field in ("stdout_file", "stderr_file", "watch"):
         path = getattr(definition, field)
         if isinstance(path, str):

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from .definition import FIELDS, Definition
 from .plan import MASK, Action, Change, Plan, Secrets, said
 
+_DRIFTED = (Action.STARTED, Action.STOPPED, Action.RESTARTED)
+
 
 def of(project: str, plan: Plan) -> list[dict[str, str]]:
     """Ansible's list of `{before, after, before_header, after_header}`, only of processes that change."""
@@ -32,7 +34,7 @@ def of(project: str, plan: Plan) -> list[dict[str, str]]:
 def _texts(changes: list[Change]) -> list[str]:
     existed = [change for change in changes if change.action is not Action.CREATED]
     stays = [change for change in changes if change.action is not Action.REMOVED]
-    drifted = [change for change in changes if change.action in (Action.STARTED, Action.STOPPED, Action.RESTARTED)]
+    drifted = [change for change in changes if change.action in _DRIFTED or _is_stale(change)]
     before = [f"# {change.name}: {change.reason or 'running'}" for change in drifted]
     after = [
         f"# {change.name}: {'stopped' if change.action is Action.STOPPED else change.action.value}"
@@ -45,6 +47,11 @@ def _texts(changes: list[Change]) -> list[str]:
     before += _lines(old, len(existed), {}, secret)
     after += _lines(new, len(stays), secrets_before, secret)
     return ["".join(line + "\n" for line in lines) for lines in (before, after)]
+
+
+def _is_stale(change: Change) -> bool:
+    """It is replaced although its definition is the same."""
+    return change.action is Action.ROLLED and not change.changes
 
 
 def _lines(

@@ -176,6 +176,13 @@ def _patterns(value: Any) -> tuple[str, ...]:
     return tuple(patterns.check(item) for item in _texts(value))
 
 
+def _globs(value: Any) -> tuple[str, ...]:
+    listed = _files(value)
+    for item in listed:  # of any instance, of which there always is the first
+        patterns.steps(placeholders.expand(item, placeholders.Scope(0, 1, "process", "name", "project")))
+    return listed
+
+
 def _cron(value: Any) -> str:
     from . import cron  # not before somebody writes one
 
@@ -336,6 +343,7 @@ COMMAND = Kind("a program and its arguments (no shell)", _command, placed=True)
 HOOK = Kind("a shell command", _hook, placed=True)
 PATH = Kind("a path", _path, placed=True)
 FILES = Kind("a path or a list of paths", _files, placed=True)
+GLOBS = Kind("a path or glob, or a list of them", _globs, placed=True)
 NAMES = Kind("a list of process names", _names)
 ENVIRONMENT = Kind("a table of texts", _environment, placed=True)
 SECRETS = Kind("a table of texts", _secrets)

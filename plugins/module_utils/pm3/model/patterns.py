@@ -7,6 +7,9 @@ A pattern without "/" is held against each name below the root, never against a 
 One with "/" is held against the whole path from the root on; an absolute pattern may name the root, too. `*`, `?` and `[...]` stay
 within one name, `**` as a whole name is any number of them, "/" at the end means folders only, and `!NAME` takes a default away.
 Case matters. Pure.
+
+And the globs of `restart_when_changed`, in the same notation, but of whole paths: as in a shell, neither `*` nor `**` finds a name that
+begins with a dot, and `[[]`, `[*]`, `[?]` are those letters themselves.
 """
 
 from __future__ import annotations
@@ -43,6 +46,30 @@ def check(pattern: str) -> str:
         return pattern
     _regex(_names(pattern))
     return pattern
+
+
+ANY = "**"  # any number of folders
+_SPECIAL = re.compile(r"@@\{|@\{[^{}]*\}|([*?\[])")
+_SAID = re.compile(r"\[([*?\[])\]")
+
+
+def steps(glob: str) -> list[str | re.Pattern[str]]:
+    """The names of an absolute glob, one after the other: a text that means itself, a regex, or `ANY`. Raises `Unfit`."""
+    found: list[str | re.Pattern[str]] = []
+    for name in glob.split("/"):
+        plain = _SAID.sub("", name)
+        if name in ("", ".") or (name == ANY and found and found[-1] == ANY):
+            continue
+        if name == ANY or not re.search(r"[*?\[]", plain):
+            found.append(_SAID.sub(r"\1", name))
+        else:
+            found.append(re.compile(("" if name.startswith(".") else r"(?!\.)") + _name_regex(name), re.DOTALL))
+    return found
+
+
+def literal(text: str) -> str:
+    """The glob that means only `text`; placeholders in it stay what they are."""
+    return _SPECIAL.sub(lambda found: f"[{found.group(1)}]" if found.group(1) else found.group(0), text)
 
 
 class Ignores:

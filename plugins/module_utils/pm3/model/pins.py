@@ -34,7 +34,7 @@ def pinned(definition: Definition, places: Mapping[str, str]) -> Definition:
 
     found: dict[str, Any] = {"command": moved(definition.command)}
     for field in _PATHS:
-        value = getattr(definition, field, None)
+        value = getattr(definition, field)
         if isinstance(value, str):
             found[field] = moved(value)
         elif isinstance(value, tuple):

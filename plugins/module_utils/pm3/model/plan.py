@@ -46,7 +46,7 @@ class Action(str, enum.Enum):
     UPDATED = "updated"  # live, the process goes on
     RESTARTED = "restarted"  # because it was asked for
     RELOADED = "reloaded"  # because it was asked for: without a gap where that can be had
-    ROLLED = "rolled"  # replaced, because its definition changed
+    ROLLED = "rolled"  # replaced, because its definition changed, or a file that it was started with
     STOPPED = "stopped"
     REMOVED = "removed"
     FAILED = "failed"  # only in results: the change did not succeed
@@ -78,6 +78,7 @@ class Actual:
     up: bool  # runs, or has ended as it should have; false also while it waits to be restarted after a failure
     wanted: bool  # not stopped on purpose
     status: str
+    stale: str = ""  # what it was started with has changed since: which file, and how
 
 
 @slotted
@@ -302,6 +303,7 @@ def _kept(
         uses_count(definition) or uses_count(instance.definition) or updates.of(definition.update).on_scale == "roll"
     )
     moved = project is not None and instance.project not in (None, project)
+    stale = instance.stale if state is State.PRESENT else ""
     if state is State.STOPPED:
         if instance.wanted:
             action, reason = Action.STOPPED, "asked for"
@@ -311,10 +313,9 @@ def _kept(
         action = Action.UPDATED if changes or moved else Action.NONE
     elif not instance.wanted:
         action, reason = Action.STARTED, "was stopped"
-    elif replaced or recounted:
-        action, reason = Action.ROLLED, ""
-        if not replaced:
-            reason = scaled or f"instances: {instance.count} -> {count}"
+    elif replaced or recounted or stale:
+        recount = (scaled or f"instances: {instance.count} -> {count}") if recounted and not replaced else ""
+        action, reason = Action.ROLLED, "; ".join(why for why in (recount, stale) if why)
     elif state is State.RESTARTED:
         action, reason = Action.RESTARTED, "asked for"
     elif not instance.up or (again and starts and instance.status == "stopped"):

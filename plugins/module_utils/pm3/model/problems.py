@@ -25,7 +25,7 @@ class Problem:
     def __str__(self) -> str:
         table = f"[{self.table}]" if self.table is not None else None
         place = " ".join(part for part in (table, self.field) if part)
-        return _line(": ".join(part for part in (self.file, place, self.message) if part))
+        return one_line(": ".join(part for part in (self.file, place, self.message) if part))
 
 
 class DefinitionError(Exception):
@@ -44,7 +44,7 @@ class Unfit(ValueError):
     """A value that a field cannot take; the text says what the field expects instead."""
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` as one line that does nothing to a terminal, whatever names somebody made up."""
     if text.isprintable():
         return text

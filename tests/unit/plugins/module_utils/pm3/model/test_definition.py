@@ -106,6 +106,12 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "cwd": [("/srv/shop", "/srv/shop"), ("app", "app")],
     "env": ENV,
     "env_file": [("a.env", ("a.env",)), (["b", "a"], ("b", "a")), ([], ())],
+    "restart_when_changed": [
+        ("a.conf", ("a.conf",)),
+        (["conf.d/**/*.y[am]l", "@{process}.conf"], ("conf.d/**/*.y[am]l", "@{process}.conf")),
+        (["@{10 // (1 + instance)}/x"], ("@{10 // (1 + instance)}/x",)),
+        ([], ()),
+    ],
     "environments": [({}, {}), ({"prod": {"A": "1"}, "dev": {}}, {"dev": {}, "prod": {"A": "1"}})],
     "secrets": [({"TOKEN": "a@{b"}, {"TOKEN": "a@{b"}), *ENV],
     "instances": [(0, 1), (1, 1), (4, 4), ("max", "max"), (-1, -1)],
@@ -184,6 +190,14 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "cwd": BAD_TEXT,
     "env": [*BAD_ENV, ({"PORT": "@{port}"}, "PORT: expected @{instance}")],
     "env_file": [(7, "a string or an array of strings"), ([7], "expected a string"), ([""], "empty"), ("", "empty")],
+    "restart_when_changed": [
+        (7, "a string or an array of strings"),
+        ([7], "expected a string"),
+        ([""], "empty"),
+        ("@{port}/x", "expected @{instance}"),
+        (["a/[b"], "expected a ] after the ["),
+        ("[z-a]", "from the lower to the higher letter"),
+    ],
     "environments": [
         ("prod", "a table of tables"),
         ({"prod": 1}, "a table of strings"),
@@ -586,7 +600,20 @@ def test_located(fields: dict[str, Any], base: str | None, cwd: str | None, env_
     assert located(definition, base) == (definition, [])
 
 
-@pytest.mark.parametrize(("field", "value"), [("cwd", "app"), ("env_file", "a.env")])
+def test_a_glob_is_relative_to_a_folder_whose_name_is_none() -> None:
+    fields = {"cwd": "app*/@{8 // 2}", "restart_when_changed": ["conf.d/../*.conf", "/etc/a.conf"]}
+    definition, wrong = located(load({"web": {"command": "run", **fields}})["web"], "/srv/[1]")
+    assert not wrong
+    assert definition.restart_when_changed == (
+        "/srv/[[]1]/app[*]/@{8 // 2}/conf.d/../*.conf",
+        "/etc/a.conf",
+    )
+    assert located(definition, "/srv/[1]") == (definition, [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cwd", "app"), ("env_file", "a.env"), ("restart_when_changed", "*.conf")]
+)
 def test_a_relative_path_without_a_place(field: str, value: str) -> None:
     (problem,) = located(load({"web": {"command": "run", field: value}})["web"], None)[1]
     assert (problem.table, problem.field) == ("web", field)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import difference
@@ -54,3 +55,15 @@ def test_what_becomes_a_secret_is_not_shown_as_it_leaves_env() -> None:
     )
     assert 'env.T = "********"\n' in made["before"]
     assert "hunter2" not in str(made)
+
+
+def test_a_file_that_changed_is_shown_where_the_definition_is_the_same() -> None:
+    definitions = load({"web": {"command": "run"}})
+    made = plan("shop", definitions, [], cpus=4).rows[0]
+    there = Actual("web", "web", 0, "shop", made.definition, 1, True, True, "online", "/srv/app.conf is new")
+    (shown,) = difference.of("shop", plan("shop", definitions, [there], cpus=4))
+    assert shown["before"].startswith("# web: /srv/app.conf is new\n")
+    assert shown["after"].startswith("# web: rolled\n")
+    other = replace(there, definition=load({"web": {"command": "run it"}})["web"])
+    (shown,) = difference.of("shop", plan("shop", definitions, [other], cpus=4))
+    assert "#" not in shown["before"] + shown["after"]

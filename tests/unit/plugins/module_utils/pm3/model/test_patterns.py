@@ -8,7 +8,13 @@ from __future__ import annotations
 import fnmatch
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.patterns import DEFAULT_IGNORES, Ignores, check
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.patterns import (
+    DEFAULT_IGNORES,
+    Ignores,
+    check,
+    literal,
+    steps,
+)
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import Unfit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +133,44 @@ def test_whatever_is_fit_can_be_matched(pattern: str, path: list[str]) -> None:
     except Unfit:
         return
     Ignores("/", [pattern]).match("/".join(path), True)
+
+
+# Globs of whole paths
+
+
+def steps_of(glob: str) -> list[str]:
+    return [step if isinstance(step, str) else "~" for step in steps(glob)]
+
+
+def test_the_steps_of_a_glob() -> None:
+    assert steps_of("/srv//app/./a.conf") == ["srv", "app", "a.conf"]
+    assert steps_of("/srv/**/**/*.conf") == ["srv", "**", "~"]
+    assert steps_of("/a**/[[]1]/[*][?]/[ab]") == ["~", "[1]", "*?", "~"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "name", "found"),
+    [
+        ("/*", ".hidden", False),
+        ("/.*", ".hidden", True),
+        ("/?b", ".b", False),
+        ("/[.]b", ".b", False),
+        ("/*.yml", "a.yml", True),
+        ("/*.yml", "a\n.yml", True),
+        ("/[[]*", "[x", True),
+        ("/[!a]*", "ab", False),
+    ],
+)
+def test_a_step_of_a_glob(glob: str, name: str, found: bool) -> None:
+    (step,) = steps(glob)
+    assert not isinstance(step, str)
+    assert bool(step.fullmatch(name)) == found
+
+
+@given(text=st.text("ab*?[]!-{}@/", min_size=1).filter(lambda text: "@{" not in text))
+def test_a_literal_means_only_itself(text: str) -> None:
+    assert steps(literal(text)) == [name for name in text.split("/") if name]
+
+
+def test_a_literal_keeps_its_placeholders() -> None:
+    assert literal("/a*/@{instance * 2}/@@{?") == "/a[*]/@{instance * 2}/@@{[?]"

@@ -351,6 +351,7 @@ OTHER: dict[str, Any] = {
     "cwd": "/srv",
     "env": {"A": "1"},
     "env_file": ["/etc/a.env"],
+    "restart_when_changed": ["/etc/*.conf"],
     "environments": {"prod": {"A": "1"}},
     "secrets": {"TOKEN": "hunter2"},
     "instances": 3,
@@ -415,6 +416,64 @@ def test_what_changing_a_field_costs(field: str) -> None:
         for row in made.rows:
             assert all(change.field.split(".")[0] == field for change in row.changes)
             assert bool(row.changes) == (FIELDS[field].effect is not Effect.INSTANCES)
+
+
+# Examples: files that changed ----------------------------------------------------------------------------------------------
+
+STALE = "/srv/app.conf changed since it was started"
+
+
+def stale(definitions: Mapping[str, Definition], **facts: Any) -> list[Actual]:
+    """A host on which a file has changed since all of it was started."""
+    return [replace(one, stale=STALE, **facts) for one in running(definitions)]
+
+
+def test_what_was_started_with_other_files_rolls_and_says_which() -> None:
+    made = plan("shop", web(instances=2), stale(web(instances=2)), cpus=CPUS)
+    assert [(row.action, row.reason, row.changes) for row in made.rows] == [(Action.ROLLED, STALE, ())] * 2
+    after = carried_out(made, stale(web(instances=2)), "shop")
+    assert not plan("shop", web(instances=2), after, cpus=CPUS).changed
+
+
+@pytest.mark.parametrize(
+    ("after", "reason", "changed"),
+    [
+        (web(env={"A": "1"}), STALE, ["env.A"]),
+        (web(restart="always"), STALE, ["restart"]),
+        (web(command="serve @{count}", instances=2), "instances: 1 -> 2", ["command"]),
+    ],
+)
+def test_all_reasons_of_a_roll_are_told(after: dict[str, Definition], reason: str, changed: list[str]) -> None:
+    made = plan("shop", after, stale(web()), cpus=CPUS)
+    rolled = [row for row in made.rows if row.action is Action.ROLLED]
+    assert [(row.reason, [change.field for change in row.changes]) for row in rolled] == [(reason, changed)]
+
+
+def test_a_new_count_and_another_file_are_both_told() -> None:
+    before, after = web(command="serve @{count}", instances=2), web(command="serve @{count}", instances=3)
+    made = plan("shop", after, stale(before), cpus=CPUS)
+    assert [row.reason for row in made.rows] == [f"instances: 2 -> 3; {STALE}"] * 2 + ["instances: 2 -> 3"]
+
+
+@pytest.mark.parametrize(
+    ("state", "action", "reason"),
+    [
+        (State.STOPPED, Action.STOPPED, "asked for"),
+        (State.RESTARTED, Action.RESTARTED, "asked for"),
+        (State.ABSENT, Action.REMOVED, "absent"),
+    ],
+)
+def test_other_states_do_not_ask_for_files(state: State, action: Action, reason: str) -> None:
+    (row,) = plan("shop", web(), stale(web()), cpus=CPUS, state=state).rows
+    assert (row.action, row.reason) == (action, reason)
+
+
+def test_files_do_not_start_what_was_stopped() -> None:
+    (row,) = plan("shop", web(autostart=False), stale(web(autostart=False), wanted=False, up=False), cpus=CPUS).rows
+    assert (row.action, row.reason) == (Action.NONE, "")
+
+
+# Examples: differences ---------------------------------------------------------------------------------------------------
 
 
 def test_differences_of_tables_are_by_key() -> None:
