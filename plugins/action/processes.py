@@ -9,10 +9,7 @@ own, which Ansible hides. What is on the host (`remote_src`, folders, users) is 
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from ansible import constants
@@ -23,8 +20,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils import _definitions, _pr
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.formats import pm3_toml
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import loading
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import DefinitionError, Problem
-
-Tables = dict[str, Any]
+from ansible_collections.pm3.fleet.plugins.plugin_utils._tables import Tables, plain, without_secrets
 
 
 class ActionModule(ActionBase):
@@ -107,27 +103,6 @@ class ActionModule(ActionBase):
             trust_as_template(text), escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": False}
         )
         return "" if result is None else str(result)
-
-
-def without_secrets(tables: Tables) -> tuple[Tables, str | None]:
-    """The tables without their secrets, and these in one encoded text (None if there are none)."""
-    secrets = {name: table["secrets"] for name, table in tables.items() if table.get("secrets")}
-    clean = {name: {key: value for key, value in table.items() if key != "secrets"} for name, table in tables.items()}
-    return clean, base64.b64encode(json.dumps(secrets).encode()).decode() if secrets else None
-
-
-def plain(value: Any) -> Any:
-    """Data from a playbook as Python's own types: Ansible's strings and numbers carry tags and have types of their own."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
 
 
 def empty(file: str) -> DefinitionError:

@@ -34,14 +34,18 @@ def from_host(path: str, chdir: str | None, overlay: str | None, place: Place) -
 def planned_from_nothing(request: Document) -> Document:
     """What `apply` would answer on a host where nothing runs: everything is created."""
     from .pm3.model import difference, loading, plan, rows
+    from .pm3.model.definition import FIELDS
     from .pm3.model.problems import DefinitionError
 
+    update = {"update": request["update"]} if request["update"] and "update" in FIELDS else {}
+    # Without an agent nobody knows what else there is that they may depend on, but all of it is here if the rest is pruned.
+    elsewhere: tuple[str, ...] | None = () if request["prune"] else None
     tables = {
-        name: {**table, "secrets": {**table.get("secrets", {}), **request["secrets"].get(name, {})}}
+        name: {**update, **table, "secrets": {**table.get("secrets", {}), **request["secrets"].get(name, {})}}
         for name, table in request["definitions"].items()
     }
     try:
-        desired = loading.load(tables, request["base"], request["overlay"])
+        desired = loading.load(tables, request["base"], request["overlay"], elsewhere)
         made = plan.plan(
             request["project"],
             desired,

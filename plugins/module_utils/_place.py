@@ -34,10 +34,11 @@ class Unanswered(Exception):
 
 
 class Refused(Exception):
-    """The agent answered that it will not; `problems` where definitions are at fault."""
+    """The agent answered that it will not; `problems` where definitions are at fault. `answer` is all that it said."""
 
-    def __init__(self, message: str, problems: list[Document]) -> None:
-        self.problems = problems
+    def __init__(self, message: str, answer: Document) -> None:
+        self.problems: list[Document] = answer.get("problems") or []
+        self.answer = answer
         super().__init__(message)
 
 
@@ -70,7 +71,7 @@ class Place:
         except ClientError as error:
             raise self._unanswered(error) from None
         if answer.get("type") == "error":
-            raise Refused(self._outdated() or str(answer.get("message")), answer.get("problems") or [])
+            raise Refused(self._outdated() or str(answer.get("message")), answer)
         return answer
 
     def _unanswered(self, error: ClientError) -> Unanswered:

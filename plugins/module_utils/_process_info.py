@@ -28,7 +28,14 @@ def run(module: AnsibleModule) -> None:
     params = module.params
     place = Place(params["scope"], params["data_dir"])
     wait_for = None if module.check_mode else params["wait_for"]
-    result: Document = {"installed": True, "agent": None, "instances": [], "definitions": {}, "revisions": {}}
+    result: Document = {
+        "installed": True,
+        "agent": None,
+        "instances": [],
+        "definitions": {},
+        "revisions": {},
+        "holds": [],
+    }
     request = {key: params[key] for key in ("project", "names", "log_lines", "timeout")}
     try:
         answer = place.ask({"type": "snapshot", "wait_for": wait_for, **request})

@@ -18,6 +18,18 @@ if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 SOURCES = ("src", "content", "definitions", "remote_src")
+BACK = ("rollback_to", "rollback_from")  # instead of a source
+UPDATE: dict[str, t.Any] = {
+    "type": "dict",
+    "options": {
+        "order": {"type": "str", "choices": ["stop_first", "start_first"]},
+        "max_unavailable": {"type": "int"},
+        "max_surge": {"type": "int"},
+        "on_failure": {"type": "str", "choices": ["revert", "pause"]},
+        "deadline": {"type": "raw"},
+        "on_scale": {"type": "str", "choices": ["keep", "roll"]},
+    },
+}
 OPTIONS: dict[str, t.Any] = {
     "project": {"type": "str", "required": True},
     "src": {"type": "str"},
@@ -27,17 +39,29 @@ OPTIONS: dict[str, t.Any] = {
     "template": {"type": "bool", "default": False},
     "overlay": {"type": "str"},
     "chdir": {"type": "path"},
-    "state": {"type": "str", "choices": ["present", "stopped", "restarted", "absent"], "default": "present"},
+    "state": {
+        "type": "str",
+        "choices": ["present", "stopped", "restarted", "reloaded", "absent"],
+        "default": "present",
+    },
     "prune": {"type": "bool", "default": True},
     "only": {"type": "list", "elements": "str"},
     "label": {"type": "str"},
+    "rollback_to": {"type": "str"},
+    "rollback_from": {"type": "str"},
+    "update": UPDATE,
+    "retry_failed": {"type": "bool", "default": True},
+    "take_over": {"type": "bool", "default": False},
     "wait": {"type": "bool", "default": True},
     "secrets": {"type": "str", "no_log": True},
     **_place.OPTIONS,
 }
 RULES: dict[str, t.Any] = {
-    "mutually_exclusive": [list(SOURCES)],
-    "required_if": [("state", state, list(SOURCES), True) for state in ("present", "stopped", "restarted")],
+    "mutually_exclusive": [[*SOURCES, *BACK]],
+    "required_if": [
+        ("state", "present", [*SOURCES, *BACK], True),
+        *(("state", state, list(SOURCES), True) for state in ("stopped", "restarted", "reloaded")),
+    ],
 }
 
 
@@ -67,14 +91,26 @@ def nothing(project: str | None) -> Document:
 
 def run(module: AnsibleModule) -> None:
     """Asks the agent once and ends the module."""
+    back = [name for name in BACK if module.params[name] is not None]
+    if back and module.params["state"] != "present":
+        module.fail_json(
+            msg=f"{back[0]} goes with state: present alone, and state is {module.params['state']}",
+            **nothing(module.params["project"]),
+        )
+    end(module, lambda place: _answer(module, place))
+
+
+def end(module: AnsibleModule, ask: t.Callable[[Place], Document]) -> None:
+    """Ends the module with what `ask` gives: the agent's answer, or {} where nothing was to be done."""
     place = Place(module.params["scope"], module.params["data_dir"])
     result = nothing(module.params["project"])
     try:
-        answer = _answer(module, place)
+        answer = ask(place)
     except Unusable as error:
         module.fail_json(msg=str(error), problems=error.problems, **result)
     except Refused as error:
-        listed = faulty(error.problems) if error.problems else str(error)
+        defined = error.problems and "unknown" not in error.answer
+        listed = faulty(error.problems) if defined else str(error)
         module.fail_json(msg=listed, problems=error.problems, **result)
     except Unanswered as error:
         module.fail_json(msg=str(error), **result)
@@ -107,13 +143,18 @@ def _answer(module: AnsibleModule, place: Place) -> Document:
         "type": "plan" if module.check_mode else "apply",
         "project": params["project"],
         "definitions": params["definitions"] or {},
-        "secrets": _secrets(params["secrets"]),
+        "secrets": decoded(params["secrets"]),
         "overlay": params["overlay"],
         "base": params["chdir"],
         "state": params["state"],
         "prune": params["prune"],
         "only": params["only"],
         "label": params["label"],
+        "rollback_to": params["rollback_to"],
+        "rollback_from": params["rollback_from"],
+        "update": given(params["update"]),
+        "retry_failed": params["retry_failed"],
+        "take_over": params["take_over"],
         "wait": params["wait"],
     }
     if params["remote_src"]:
@@ -127,16 +168,25 @@ def _answer(module: AnsibleModule, place: Place) -> Document:
             raise
         if params["state"] == "absent":
             return {}
-        if not module.check_mode:
+        if not module.check_mode or any(params[name] is not None for name in BACK):
             raise
     from . import _definitions
 
     return _definitions.planned_from_nothing(request)
 
 
-def _secrets(encoded: str | None) -> dict[str, dict[str, str]]:
-    """What the action plugin took out of the definitions. One text, because every value that Ansible must hide costs it time
-    and hides equal values elsewhere, pids and all."""
+def given(options: Document | None) -> Document:
+    """Suboptions that a task has given. A number that a template has made into a text is meant as one."""
+    found = {name: value for name, value in (options or {}).items() if value is not None}
+    deadline = found.get("deadline")
+    if isinstance(deadline, str) and deadline.strip().isdecimal():
+        found["deadline"] = int(deadline)
+    return found
+
+
+def decoded(encoded: str | None) -> dict[str, dict[str, str]]:
+    """The secrets that an action plugin took out of the definitions. One text, because every value that Ansible must hide costs it
+    time and hides equal values elsewhere, pids and all."""
     if not encoded:
         return {}
     import base64

@@ -11,7 +11,8 @@ module: process_info
 short_description: What runs on a host, and how
 version_added: 0.1.0
 description:
-  - Gives the instances that the agent pm3 keeps on a host, their definitions and revisions, and if wanted their last lines of output.
+  - Gives the instances that the agent pm3 keeps on a host, their definitions, revisions and holds, and if wanted their last lines of
+    output.
   - Where no agent is installed the answer is empty, with RV(installed) being V(false).
 author:
   - pm3.fleet maintainers (@pm3-fleet)
@@ -52,6 +53,7 @@ options:
     default: 30
 seealso:
   - module: pm3.fleet.processes
+  - module: pm3.fleet.process
 """
 
 EXAMPLES = r"""
@@ -193,37 +195,14 @@ instances:
     last_exit:
       description: >-
         How it ended the last time, with secrets masked. V(null) if it never did, or if it has been replaced since (rolled, reloaded).
+        The keys are those of RV(pm3.fleet.processes#module:instances[].last_exit).
       type: dict
-      contains:
-        cause:
-          description: >-
-            V(exit), V(signal), V(oom) (ended by the kernel, for want of memory), V(spawn) (it could not be started, or its C(pre_start)
-            failed), V(user) (stopped on purpose), V(memory) (above C(max_memory)), V(watch), V(cron), V(probe) (its C(liveness_check)
-            failed), or V(unknown) (it ended unseen, while no agent ran).
-          type: str
-          sample: exit
-        code:
-          description: The exit code, V(null) if there is none.
-          type: int
-          sample: 3
-        signal:
-          description: The number of the signal that ended it, V(null) if none did.
-          type: int
-          sample: 9
-        message:
-          description: The same in words.
-          type: str
-          sample: exited with code 3
-        at:
-          description: When, in seconds since the epoch.
-          type: float
-          sample: 1793000000.0
-        log_tail:
-          description: >-
-            If it ended badly, the last lines that it had written to stderr, or if there were none, to stdout.
-          type: list
-          elements: str
-          sample: ["Traceback (most recent call last):", "KeyError: 'PORT'"]
+      sample: {"cause": "exit", "code": 3, "signal": null, "message": "exited with code 3", "at": 1793000000.0, "log_tail": []}
+    held:
+      description: By whom it is held, since when, and why. What is held is left alone by M(pm3.fleet.processes).
+      returned: if it is held
+      type: str
+      sample: "held by ada since 2026-11-20 19:34: looking into the timeouts"
     stdout_log:
       description: The file that its output goes to.
       type: str
@@ -244,10 +223,55 @@ definitions:
   type: dict
   sample: {"shop": {"web": {"command": "/srv/shop/web", "instances": 4}}}
 revisions:
-  description: The revisions by project, oldest first, with the time in seconds since the epoch.
+  description:
+    - The revisions by project, oldest first. They are what O(pm3.fleet.processes#module:rollback_to) can go back to.
+    - Each is a table with its number (C(revision)), its C(label), the time (C(at), in seconds since the epoch), who made it (C(uid), and
+      the name in C(user)), the processes that it changed (C(changed)), the revision that it brought back (C(origin)), and whether it is
+      the C(current) one. If it did not come up, C(failed_at) is when, and C(failure) says why.
   returned: always
   type: dict
-  sample: {"shop": [{"revision": 1, "label": null, "at": 1793000000.0, "changed": ["web"]}]}
+  sample:
+    shop:
+      - revision: 7
+        label: "42"
+        at: 1793000000.0
+        uid: 1000
+        user: ada
+        changed: [web]
+        origin: null
+        current: true
+        failed_at: null
+        failure: null
+holds:
+  description: What is to be left alone, and why.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    kind:
+      description: V(process), or V(project) for all that belongs to it.
+      type: str
+      sample: process
+    name:
+      description: The name of the process or of the project.
+      type: str
+      sample: web
+    reason:
+      description: Why.
+      type: str
+      sample: looking into the timeouts
+    since:
+      description: Since when, in seconds since the epoch.
+      type: float
+      sample: 1793000000.0
+    uid:
+      description: The user id of who holds it, V(null) if it is not known.
+      type: int
+      sample: 1000
+    user:
+      description: The name of that user, V(null) if there is none.
+      type: str
+      sample: ada
 """
 
 from ansible.module_utils.basic import AnsibleModule

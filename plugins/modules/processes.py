@@ -21,6 +21,7 @@ author:
   - pm3.fleet maintainers (@pm3-fleet)
 extends_documentation_fragment:
   - pm3.fleet._agent
+  - pm3.fleet._update
   - pm3.fleet._attributes
   - pm3.fleet._attributes.actiongroup_pm3
 attributes:
@@ -31,21 +32,23 @@ attributes:
   idempotent:
     support: partial
     details:
-      - With O(state=restarted) every run restarts.
+      - With O(state=restarted) or O(state=reloaded) every run restarts or reloads.
+      - With O(rollback_to) being an empty text every run goes back by one revision more.
   async:
     support: full
 options:
   project:
     description:
       - The name of the set of definitions. What O(prune) removes always belongs to this project.
-      - A process belongs to one project. Taking one over from another project is an error.
+      - A process belongs to one project. Defining one that belongs to another project is an error, unless O(take_over=true).
     type: str
     required: true
   src:
     description:
       - A C(pm3.toml) on the controller, looked for as M(ansible.builtin.copy) does (in C(files)), or with O(template=true) as
         M(ansible.builtin.template) does (in C(templates)). It may be encrypted with Ansible Vault.
-      - Exactly one of O(src), O(content), O(definitions) and O(remote_src) is needed, unless O(state=absent).
+      - Exactly one of O(src), O(content), O(definitions) and O(remote_src) is needed, unless O(state=absent),
+        or O(rollback_to) or O(rollback_from) is given instead.
     type: str
   content:
     description:
@@ -86,6 +89,9 @@ options:
       present: They run as defined.
       stopped: They are defined, and stopped.
       restarted: As V(present), and every instance that ran before is replaced.
+      reloaded: >-
+        As V(present), and every instance that ran before is reloaded, by its C(reload_signal), or by a new copy that is up before the
+        old one ends.
       absent: >-
         They are stopped and forgotten. Without definitions, and with them while O(prune=true), these are all processes of the
         project. Where there is no agent there is nothing to do.
@@ -103,6 +109,31 @@ options:
     description:
       - A name for the revision that this run makes, such as a version.
     type: str
+  rollback_to:
+    description:
+      - Instead of definitions, the number or the label of the revision of the project to go back to. An empty text means the newest
+        earlier one that is good.
+      - If the project is there already there is nothing to do.
+      - What the revision defined is applied once more, as a new revision. It starts in the folders that the old one started in.
+      - Only with O(state=present).
+    type: str
+  rollback_from:
+    description:
+      - Instead of definitions, the label of a revision that must not stay. If it is that of the current revision, the project goes back
+        to the newest earlier one that is good and has another label. Otherwise there is nothing to do.
+      - Only with O(state=present).
+    type: str
+  retry_failed:
+    description:
+      - Whether to try once more what has failed on this host before and was reverted. If not, the same definitions are refused at once.
+        That is for runs that nobody watches.
+    type: bool
+    default: true
+  take_over:
+    description:
+      - Whether processes of the same names that belong to another project become those of O(project). They are not restarted for it.
+    type: bool
+    default: false
   wait:
     description:
       - Whether to wait until every instance is up. If not, the result tells what has been begun.
@@ -114,6 +145,7 @@ options:
     type: str
 seealso:
   - module: pm3.fleet.agent
+  - module: pm3.fleet.process
   - module: pm3.fleet.process_info
   - plugin: pm3.fleet.instances
     plugin_type: callback
@@ -168,6 +200,30 @@ EXAMPLES = r"""
     only: [web, worker]
   become: true
 
+- name: Two instances at a time, each replacement before the old one ends
+  pm3.fleet.processes:
+    src: pm3.toml
+    project: shop
+    chdir: /srv/shop/releases/42
+    label: "42"
+    update:
+      order: start_first
+      max_surge: 2
+      deadline: 2m
+  become: true
+
+- name: Back to what ran before
+  pm3.fleet.processes:
+    project: shop
+    rollback_to: "41"
+  become: true
+
+- name: Away from release 42, on the hosts that are there already
+  pm3.fleet.processes:
+    project: shop
+    rollback_from: "42"
+  become: true
+
 - name: The shop is gone from this host
   pm3.fleet.processes:
     project: shop
@@ -192,12 +248,12 @@ previous_revision:
   type: int
   sample: 6
 reverted:
-  description: Whether what was changed has been changed back.
+  description: Whether what was changed has been changed back, as something of it did not come up.
   returned: always
   type: bool
   sample: false
 timed_out:
-  description: Whether an instance took too long.
+  description: Whether the change of an instance took longer than O(update.deadline).
   returned: always
   type: bool
   sample: false
@@ -226,7 +282,8 @@ instances:
     action:
       description: >-
         What was done: V(none), V(created), V(started), V(updated) (while it ran on), V(restarted) (asked for), V(rolled) (replaced,
-        because its definition changed), V(stopped), V(removed), V(failed), or V(skipped) (another one had failed before its turn came).
+        because its definition changed), V(reloaded) (asked for), V(stopped), V(removed), V(reverted) (replaced, and then what it was
+        before came back), V(failed), or V(skipped) (another one had failed before its turn came).
       type: str
       sample: rolled
     changed:
@@ -319,6 +376,10 @@ instances:
       type: list
       elements: str
       sample: []
+    seconds:
+      description: How long its change took. V(null) if nothing was done.
+      type: float
+      sample: 1.3
 summary:
   description: How many instances are as they were, were changed, failed, and were skipped.
   returned: always

@@ -39,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 REFERENCE, TYPED, LIFE, LOGS = (DOCS / f"{name}.md" for name in ("fields", "commands", "supervision", "logs"))
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
-MODULES = ("agent", "processes", "process_info")
+MODULES = ("agent", "processes", "process", "process_info")
 
 _TABLE = re.compile(r"(<!-- fields: .*? -->\n).*?(<!-- end of fields -->\n)", re.DOTALL)
 _COMMANDS = re.compile(r"(<!-- commands: .*? -->\n).*?(<!-- end of commands -->\n)", re.DOTALL)
@@ -228,12 +228,25 @@ def test_rows_are_as_they_are_documented() -> None:
     module = importlib.import_module("ansible_collections.pm3.fleet.plugins.modules.processes")
     shown = yaml.safe_load(module.RETURN)["instances"]["contains"]
     (one,) = plan("shop", loading.load({"web": {"command": "web"}}, base="/srv"), [], cpus=1).rows
-    assert list(shown) == list(rows.row(one, "online"))
-    causes = {cause.value for cause in life.Cause}
-    for name in ("processes", "process_info"):
-        module = importlib.import_module(f"ansible_collections.pm3.fleet.plugins.modules.{name}")
-        last = yaml.safe_load(module.RETURN)["instances"]["contains"]["last_exit"]["contains"]
-        assert set(re.findall(r"V\((\w+)\)", last["cause"]["description"])) == causes
+    made = rows.row(one, "online")
+    assert list(shown) == [*made, *(["seconds"] if "seconds" not in made else [])]  # made where the time is taken
+    last = shown["last_exit"]["contains"]
+    assert set(re.findall(r"V\((\w+)\)", last["cause"]["description"])) == {cause.value for cause in life.Cause}
+
+
+def test_results_of_the_modules_have_the_same_keys() -> None:
+    package = "ansible_collections.pm3.fleet.plugins.modules"
+    processes, process = (
+        yaml.safe_load(importlib.import_module(f"{package}.{name}").RETURN) for name in ("processes", "process")
+    )
+    assert list(process) == list(processes)
+    for name, about in process.items():
+        assert (about["type"], about["returned"].split()[0]) == (
+            processes[name]["type"],
+            processes[name]["returned"].split()[0],
+        )
+    row = set(processes["instances"]["contains"])
+    assert all(set(one) <= row for one in process["instances"]["sample"])
 
 
 def test_what_a_watch_leaves_out_is_told() -> None:
@@ -258,12 +271,14 @@ def test_a_record_of_a_json_log_is_as_shown() -> None:
 def documented(module: str) -> dict[str, Any]:
     """The options that a task may give to one of our modules."""
     package = "ansible_collections.pm3.fleet.plugins"
+    own = yaml.safe_load(importlib.import_module(f"{package}.modules.{module}").DOCUMENTATION)
     options: dict[str, Any] = {}
-    for text in (
-        importlib.import_module(f"{package}.doc_fragments._agent").ModuleDocFragment.DOCUMENTATION,
-        importlib.import_module(f"{package}.modules.{module}").DOCUMENTATION,
-    ):
+    for words in own["extends_documentation_fragment"]:
+        _namespace, _collection, name, *section = words.split(".")
+        fragment = importlib.import_module(f"{package}.doc_fragments.{name}").ModuleDocFragment
+        text = getattr(fragment, section[0].upper() if section else "DOCUMENTATION")
         options.update(yaml.safe_load(text)["options"])
+    options.update(own["options"])
     return {name: about for name, about in options.items() if not about["description"][0].startswith("Not for tasks")}
 
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
-from . import selection, views, walks
+from . import known, selection, views, walks
 from .changes import Changes
 from .instance import Instance
 from .projects import Projects
@@ -50,8 +50,8 @@ class Requests:
         self._do: dict[str, Callable[[Document, Peer, Client], None]] = {
             "hello": lambda request, peer, client: client.finish(self._hello()),
             "doctor": lambda request, peer, client: client.finish(doctor()),
-            "apply": self.runs.apply,
-            "plan": lambda request, peer, client: self.runs.plan(request, client),
+            "apply": self._of_owner(self.runs.apply),
+            "plan": self._of_owner(self.runs.plan),
             "history": self._history,
             "snapshot": self._snapshot,
             "list": self._list,
@@ -166,6 +166,21 @@ class Requests:
         from .log_request import LogRequest  # a healthy agent does without
 
         LogRequest(self._supervisor, request, client)
+
+    def _of_owner(self, then: Callable[[Document, Peer, Client], None]) -> Callable[[Document, Peer, Client], None]:
+        """Takes a request to the project that owns the processes which it names without defining them."""
+
+        def take(request: Document, peer: Peer, client: Client) -> None:
+            refusal = None
+            if request["known"]:
+                instances = self._supervisor.instances.values()
+                request, refusal = known.addressed(request, self._projects, instances)
+            if refusal is None:
+                then(request, peer, client)
+            else:
+                client.finish(refusal)
+
+        return take
 
     def _hold(self, request: Document, peer: Peer, client: Client) -> None:
         from . import hold_requests  # a healthy agent does without

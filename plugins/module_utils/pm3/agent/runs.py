@@ -11,7 +11,7 @@ another agent goes on with it where this one died.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..model.definition import Definition
 from ..model.plan import Action, Change, Plan, State, plan_in_parts
 from ..model.problems import DefinitionError, Problem
 from ..wire import messages
-from . import places, views, walks
+from . import known, places, views, walks
 from .apply import Apply
 from .changes import cpus
 from .projects import Projects
@@ -48,6 +48,7 @@ class Wish:
     prune: bool = True
     only: tuple[str, ...] | None = None
     gone: tuple[str, ...] = ()  # processes that are to go although nothing is pruned
+    demanded: tuple[str, ...] = ()  # named by somebody: they start without `autostart`, too
     take_over: bool = False
     retry_failed: bool = True
     label: str | None = None
@@ -97,11 +98,12 @@ class Runs:
 
     # Requests
 
-    def plan(self, request: Document, client: Client) -> None:
+    def plan(self, request: Document, peer: Peer, client: Client) -> None:
         pace = Pace(self._supervisor.loop)
 
         def steps() -> Steps:
-            wish = yield from self._wish(request, pace, None)
+            desired = yield from _desired(request, pace, self._staying(request))
+            wish = yield from self._wish(request, desired, pace, peer.uid)
             found = yield from self._planned(wish, pace)
             self._refuse_what_failed(wish)
             predicted = [self._foreseen(change, found.state) for change in found.rows]
@@ -118,7 +120,8 @@ class Runs:
 
         def first() -> Steps:
             yield pace  # its text was large, if it is much
-            wish = yield from self._wish(request, pace, peer.uid)
+            desired = yield from _desired(request, pace, self._staying(request))
+            wish = yield from self._wish(request, desired, pace, peer.uid)
             # Mistakes are told at once, also where the project is busy.
             yield from self._planned(wish, pace)
             under_way = self._runs.get(wish.project) or []
@@ -127,7 +130,13 @@ class Runs:
                 return
             run = self._queued(wish)
             self._join(run, request, client)
-            self._work.in_turn([wish.project], wish.definitions, lambda: self._steps(run, request), run)
+
+            def steps() -> Steps:
+                # As it is now, not as it was when this was asked: what went before may have changed it.
+                run.wish = yield from self._wish(request, desired, pace, peer.uid)
+                yield from self._steps(run, request)
+
+            self._work.in_turn([wish.project], wish.definitions, steps, run)
 
         self._work.run(first, client)
 
@@ -180,16 +189,29 @@ class Runs:
 
     # What is wished
 
-    def _wish(self, request: Document, pace: Pace, uid: int | None) -> Steps:
+    def _wish(self, request: Document, desired: Mapping[str, Definition], pace: Pace, uid: int | None) -> Steps:
+        """What the request asks for at this moment. `desired` are the definitions that it brings."""
         project = str(request["project"])
         rules = {"take_over": request["take_over"], "retry_failed": request["retry_failed"]}
         common = {**rules, "path": request["path"], "uid": uid}
         if request["rollback_to"] is not None or request["rollback_from"] is not None:
             return self._wish_back(project, request, common)
-        desired = yield from _desired(request, pace)
+        now = known.definitions(request, self._projects, self._supervisor.instances.values())
+        definitions_now = {**desired, **(yield from paced(pace, now))}
+        staying = self._staying(request)
+        circular = known.circular(definitions_now, staying) if staying else []
+        if circular:
+            raise DefinitionError(circular)
         only = tuple(request["only"]) if request["only"] is not None else None
-        state, prune, label = State(request["state"]), request["prune"], request["label"]
-        return Wish(project, desired, state, prune, only, label=label, **common)
+        state, prune, named = State(request["state"]), request["prune"], tuple(request["known"])
+        return Wish(
+            project, definitions_now, state, prune, only, demanded=named, label=request["label"], **common
+        )
+
+    def _staying(self, request: Document) -> Mapping[str, Definition]:
+        """What is defined in the project and stays so, whether the request brings it or not."""
+        prunes = request["prune"] and request["only"] is None
+        return {} if prunes else self._projects.definitions(request["project"])
 
     def _wish_back(self, project: str, request: Document, common: Document) -> Wish:
         if request["definitions"]:
@@ -213,6 +235,7 @@ class Runs:
             state=wish.state,
             prune=wish.prune,
             only=wish.only,
+            demanded=wish.demanded,
             gone=wish.gone,
             held=self._supervisor.holds.among(wish.project, [*wish.definitions, *current], actual),
             take_over=wish.take_over,
@@ -558,8 +581,8 @@ def _resumed(revision: Revision, body: Document) -> Wish:
     )
 
 
-def _desired(request: Document, pace: Pace) -> Steps:
-    """The definitions that an `apply` or a `plan` brings."""
+def _desired(request: Document, pace: Pace, staying: Iterable[str]) -> Steps:
+    """The definitions that an `apply` or a `plan` brings. They may depend on what is `staying`."""
     tables = {name: dict(table) for name, table in request["definitions"].items()}
     for name, secrets in request["secrets"].items():
         if name in tables:
@@ -568,10 +591,13 @@ def _desired(request: Document, pace: Pace) -> Steps:
         for table in tables.values():
             if table.get("update") is None:
                 table["update"] = request["update"]
+    named = request["known"] or request["rollback_to"] is not None or request["rollback_from"] is not None
+    if not tables and named:
+        return {}
     if not tables and request["state"] != State.ABSENT.value:
         raise DefinitionError([Problem("nothing is defined; to remove a project, ask for state absent")])
     try:
-        return (yield from paced(pace, loading.load_in_parts(tables, request["base"], request["overlay"])))
+        return (yield from paced(pace, loading.load_in_parts(tables, request["base"], request["overlay"], staying)))
     except DefinitionError as error:
         raise error.located(request["file"]) if request["file"] else error from None
 

@@ -8,8 +8,9 @@ import json
 from typing import Any
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.action.processes import ActionModule, empty, plain, without_secrets
+from ansible_collections.pm3.fleet.plugins.action.processes import ActionModule, empty
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import DefinitionError
+from ansible_collections.pm3.fleet.plugins.plugin_utils._tables import plain, without_secrets
 
 NONE: dict[str, Any] = {
     "src": None,

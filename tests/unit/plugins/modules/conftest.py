@@ -21,11 +21,11 @@ Run = Callable[..., Document]
 
 
 class StandIn:
-    """Answers each request with the document for its type, and remembers what it was asked."""
+    """Answers each request with the document for its type, or what a function makes of it, and remembers what it was asked."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.answers: dict[str, Document] = {"hello": hello()}
+        self.answers: dict[str, Document | Callable[[Document], Document]] = {"hello": hello()}
         self.asked: list[Document] = []
         stand_in = self
 
@@ -34,6 +34,7 @@ class StandIn:
                 request = json.loads(self.rfile.readline())
                 stand_in.asked.append(request)
                 answer = stand_in.answers.get(request["type"], {"type": "error", "message": "unknown"})
+                answer = answer(request) if callable(answer) else answer
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
 
         self._server = socketserver.ThreadingUnixStreamServer(str(data_dir / "pm3.sock"), Conversation)

@@ -6,10 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible_collections.pm3.fleet.plugins.modules import process_info
 
 ONLINE = {"name": "web:0", "status": "online"}
-STOPPED = {"name": "web:1", "status": "stopped"}
+STOPPED = {"name": "web:1", "status": "stopped", "held": "held by ada since 2026-11-20 19:34: looking"}
+HOLD = {"kind": "process", "name": "web", "reason": "looking", "since": 1.5, "uid": 1000, "user": "ada"}
+REVISION = {
+    **{"revision": 2, "label": "42", "at": 1.5, "uid": 1000, "user": "ada", "changed": ["web"], "origin": 1},
+    **{"current": True, "failed_at": None, "failure": None},
+}
 
 
 def snapshot(*instances: Any) -> dict[str, Any]:
@@ -18,7 +24,8 @@ def snapshot(*instances: Any) -> dict[str, Any]:
         "agent": {"version": "0.1.0"},
         "instances": list(instances),
         "definitions": {"shop": {}},
-        "revisions": {"shop": []},
+        "revisions": {"shop": [REVISION]},
+        "holds": [HOLD],
     }
 
 
@@ -36,6 +43,19 @@ def test_asks_once_and_hands_the_answer_on(agent: Any, run: Any) -> None:
     assert result["installed"]
     assert result["instances"] == [ONLINE, STOPPED]
     assert result["agent"] == {"version": "0.1.0"}
+    assert result["revisions"] == {"shop": [REVISION]}
+    assert result["holds"] == [HOLD]
+
+
+def test_all_keys_are_documented() -> None:
+    shown = yaml.safe_load(process_info.RETURN)
+    assert set(shown["revisions"]["sample"]["shop"][0]) == set(REVISION)
+    assert set(shown["holds"]["contains"]) == set(HOLD)
+
+
+def test_an_agent_that_knows_no_holds(agent: Any, run: Any) -> None:
+    agent.answers["snapshot"] = {key: value for key, value in snapshot(ONLINE).items() if key != "holds"}
+    assert run(process_info.main, **options(agent.data_dir))["holds"] == []
 
 
 def test_waiting_that_ends_too_early_is_a_failure(agent: Any, run: Any) -> None:

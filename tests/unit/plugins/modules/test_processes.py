@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import messages
 from ansible_collections.pm3.fleet.plugins.modules import processes
 
 KEYS = {
@@ -62,6 +63,46 @@ def test_check_mode_asks_for_the_plan(agent: Any, run: Any) -> None:
     result = run(processes.main, check=True, diff=True, **options(agent.data_dir, definitions=SLEEP))
     assert [request["type"] for request in agent.asked] == ["plan"]
     assert result["diff"] == RESULT["diff"]
+
+
+def test_how_instances_are_replaced_is_handed_on(agent: Any, run: Any) -> None:
+    agent.answers["apply"] = RESULT
+    update = {"order": "start_first", "max_surge": 2, "deadline": "90", "on_scale": "roll"}
+    more = {"update": update, "retry_failed": False, "take_over": True, "state": "reloaded"}
+    run(processes.main, **options(agent.data_dir, definitions=SLEEP, **more))
+    run(processes.main, **options(agent.data_dir, definitions=SLEEP))
+    asked, usual = agent.asked
+    assert asked["update"] == {**update, "deadline": 90}
+    assert (asked["retry_failed"], asked["take_over"], asked["state"]) == (False, True, "reloaded")
+    assert (usual["update"], usual["retry_failed"], usual["take_over"]) == ({}, True, False)
+    assert (usual["rollback_to"], usual["rollback_from"]) == (None, None)
+    for one in agent.asked:
+        messages.check(one)
+
+
+@pytest.mark.parametrize("back", [{"rollback_to": "41"}, {"rollback_to": ""}, {"rollback_from": "42"}])
+def test_going_back_takes_no_definitions(agent: Any, run: Any, back: dict[str, str]) -> None:
+    agent.answers.update(apply={**RESULT, "reverted": True}, plan=RESULT)
+    result = run(processes.main, **options(agent.data_dir, **back))
+    run(processes.main, check=True, **options(agent.data_dir, **back))
+    assert [one["type"] for one in agent.asked] == ["apply", "plan"]
+    for one in agent.asked:
+        assert {name: one[name] for name in ("rollback_to", "rollback_from") if one[name] is not None} == back
+        assert one["definitions"] == {}
+        messages.check(one)
+    assert result["reverted"]
+
+    assert "mutually exclusive" in run(processes.main, **options(agent.data_dir, definitions=SLEEP, **back))["msg"]
+    assert "state: present" in run(processes.main, **options(agent.data_dir, state="absent", **back))["msg"]
+    assert run(processes.main, **options(agent.data_dir, state="stopped", **back))["failed"]
+    both = {"rollback_to": "1", "rollback_from": "2"}
+    assert "mutually exclusive" in run(processes.main, **options(agent.data_dir, **both))["msg"]
+    assert len(agent.asked) == 2
+
+
+def test_nothing_to_go_back_to_without_an_agent(tmp_path: Path, run: Any) -> None:
+    for check in (False, True):
+        assert "not installed" in run(processes.main, check=check, **options(tmp_path, rollback_to="1"))["msg"]
 
 
 def test_secrets_reach_the_agent_and_nobody_else(agent: Any, run: Any) -> None:
@@ -133,7 +174,7 @@ def test_not_installed_is_planned_for_in_check_mode(tmp_path: Path, run: Any) ->
     assert [row["name"] for row in result["instances"]] == ["db", "web:0", "web:1"]
     assert {row["action"] for row in result["instances"]} == {"created"}
     assert [diff["after_header"] for diff in result["diff"]] == ["shop/db", "shop/web"]
-    assert set(result) - {"invocation", "diff"} == KEYS
+    assert set(result) - {"invocation", "diff", "warnings"} == KEYS
     assert "correct-horse" not in json.dumps(result)
 
 
