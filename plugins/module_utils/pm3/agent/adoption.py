@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import Callable
 
 from ..model import machine
-from ..model.life import Cause, End, Phase
+from ..model.life import Cause, Check, End, Phase
 from . import cells, environment, spawn
 from .instance import Instance, is_cut_off
+from .sockets import is_listener
 from .spawn import Process
 from .store import Record
 from .supervisor import Supervisor
@@ -38,7 +39,7 @@ class Adoption:
         Gives the instances that it was about to start again when it died, in the middle of a restart or a roll.
         """
         supervisor = self._supervisor
-        left = dict(kept)
+        left = {name: fds for name, fds in kept.items() if not is_listener(name)}
         unknown = set(supervisor.cells.spawn_ids())
         cut_off = []
         for record in records:
@@ -55,6 +56,7 @@ class Adoption:
                 supervisor.add(instance)
             else:
                 supervisor.forget(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
+        supervisor.sockets.restore(supervisor.instances.values(), kept)
         for spawn_id in {*left, *unknown}:
             supervisor.reserve(spawn_id)
             self._end_strangers(spawn_id, left.get(spawn_id, []), lambda: None)
@@ -88,12 +90,18 @@ class Adoption:
     def _take_over(self, instance: Instance, record: Record, fds: list[int]) -> list[int]:
         """Gives the instance its process and pipes again. Gives what pidfds there are of its process."""
         pidfds = [fd for fd in fds if _is_pidfd(fd)]
-        pipes = [fd for fd in fds if fd not in pidfds]
+        sockets = [fd for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
+        pipes = [fd for fd in fds if fd not in pidfds and fd not in sockets]
         if not pidfds and record.pid is not None:
             pidfds = _opened(record.pid)
         instance.streams = self._supervisor.pumps.reopen(record.spawn_id, pipes)
         if record.pid is not None:
             instance.running = Process(record.pid, record.start_time or 0, pidfds[0] if pidfds else -1)
+        if sockets:
+            from .notify import NotifySocket
+
+            instance.notify = NotifySocket(sockets[0])
+            instance.notify.ready = Check.READINESS not in record.life.checks
         self._supervisor.attend(instance)
         return pidfds
 
@@ -155,6 +163,6 @@ def _opened(pid: int) -> list[int]:
 
 
 def _is_pidfd(fd: int) -> bool:
-    """Neither a pipe nor a terminal."""
+    """Neither a pipe nor a terminal nor a socket."""
     mode = os.fstat(fd).st_mode
-    return not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode)
+    return not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode))

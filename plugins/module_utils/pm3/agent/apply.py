@@ -57,6 +57,10 @@ class Apply:
 
     def steps(self) -> Steps:
         """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
+        with self.supervisor.sockets.changing():
+            return (yield from self._steps())
+
+    def _steps(self) -> Steps:
         changes = self.plan.rows
         gone = [change for change in changes if change.action is Action.REMOVED]
         stopped = [change for change in changes if change.action is Action.STOPPED]

@@ -16,6 +16,7 @@ from .accounts import Account
 
 STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SPAWN_ID = "PM3_SPAWN_ID"
+NOTIFY_SOCKET = "NOTIFY_SOCKET"  # sd_notify(3)
 
 
 def build(definition: Definition, scope: Scope, account: Account, path: str | None) -> dict[str, str]:
@@ -37,3 +38,8 @@ def build(definition: Definition, scope: Scope, account: Account, path: str | No
         "NODE_APP_INSTANCE": number,
     }
     return {**env, **ours}
+
+
+def listening(process: str, count: int) -> dict[str, str]:
+    """What tells a program of the sockets that it gets (sd_listen_fds(3)); LISTEN_PID is added where its pid is known."""
+    return {"LISTEN_FDS": str(count), "LISTEN_FDNAMES": ":".join([process] * count)} if count else {}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..model import placeholders
 from ..model.definition import Definition
@@ -16,6 +16,9 @@ from ..model.placeholders import Scope
 from .loop import Timer
 from .output import Streams
 from .spawn import Process
+
+if TYPE_CHECKING:
+    from .notify import NotifySocket
 
 
 class Instance:
@@ -29,6 +32,7 @@ class Instance:
         "life",
         "log_starts",
         "name",
+        "notify",
         "number",
         "path",
         "probing",
@@ -70,6 +74,7 @@ class Instance:
         self.spawn_id = ""
         self.running: Process | None = None
         self.streams: Streams | None = None
+        self.notify: NotifySocket | None = None  # by which its program says that it is ready
         self.timers: dict[Kind, Timer] = {}
         self.probing: Any = None
         self.errands: list[Any] = []  # commands that run for it beside its process

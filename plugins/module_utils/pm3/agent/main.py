@@ -267,6 +267,7 @@ class Agent:
         for instance in instances:
             if instance.project is None and walks.rests(instance) and not instance.beside:
                 self._supervisor.remove(instance)
+        self._supervisor.sockets.close()
         self._supervisor.flush()
         self._store.set("ended", "orderly")
         self._store.close()

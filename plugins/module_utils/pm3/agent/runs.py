@@ -204,9 +204,7 @@ class Runs:
             raise DefinitionError(circular)
         only = tuple(request["only"]) if request["only"] is not None else None
         state, prune, named = State(request["state"]), request["prune"], tuple(request["known"])
-        return Wish(
-            project, definitions_now, state, prune, only, demanded=named, label=request["label"], **common
-        )
+        return Wish(project, definitions_now, state, prune, only, demanded=named, label=request["label"], **common)
 
     def _staying(self, request: Document) -> Mapping[str, Definition]:
         """What is defined in the project and stays so, whether the request brings it or not."""
@@ -288,7 +286,8 @@ class Runs:
 
     def _steps(self, run: Run, request: Document | None) -> Steps:
         try:
-            result = yield from self._run(run)
+            with self._supervisor.sockets.changing():  # a socket of what is taken back stays open
+                result = yield from self._run(run)
             run.finish(result.document(request))
             if request is None:
                 self._say(run, result)

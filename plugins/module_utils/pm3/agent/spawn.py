@@ -29,7 +29,7 @@ from ..model.slots import slotted
 # dash runs the EXIT trap when exec fails; bash goes on to the next line if told to, and then runs it too. PWD and the like are the
 # shell's own additions to an environment that is meant to be exactly what the definition says.
 _TRAMPOLINE = """
-cell=$1 report=$2 cwd=$3 umask=$4 files=$5 limits=$6 nice=$7; shift 7
+cell=$1 report=$2 cwd=$3 umask=$4 files=$5 limits=$6 nice=$7 sockets=$8; shift 8
 trap 'echo >"$report"' EXIT
 [ -z "$BASH_VERSION" ] || shopt -s execfail
 [ -z "$cell" ] || echo 0 >"$cell" || exit 125
@@ -39,6 +39,7 @@ unset PWD OLDPWD SHLVL _
 ulimit -S -n "$files"
 [ -z "$limits" ] || $limits --pid $$ || exit 124
 [ -z "$nice" ] || $nice -p $$ >/dev/null || exit 123
+[ "$sockets" = 0 ] || export LISTEN_PID=$$
 exec "$@"
 """
 _REASONS = {
@@ -50,6 +51,7 @@ _REASONS = {
     127: "the program or its interpreter does not exist",
 }
 _SHELL = "/bin/sh"
+_FIRST = 3  # descriptor of those that are handed to a program (sd_listen_fds(3))
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)  # which Python ignores, and a program expects to end it
 PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
 OPEN_FILES = "PM3_OPEN_FILES"  # by this variable an upgrade in place hands on what the first of us was given
@@ -83,28 +85,35 @@ class Launch:
     nice: str = ""  # ... and the one that sets its priority, by -p
 
 
-def spawn(launch: Launch, output: tuple[int, int], procs: str, report: str) -> Process:
+def spawn(launch: Launch, output: tuple[int, int], procs: str, report: str, sockets: Sequence[int] = ()) -> Process:
     """Starts a program. `output` are its stdout and stderr, `procs` the file by which it enters its cell ("" for none), `report` the
-    file that the trampoline leaves when it fails. Raises `SpawnError`."""
+    file that the trampoline leaves when it fails, `sockets` what it gets as its descriptors from 3 on. Raises `SpawnError`."""
     name = launch.argv[0]
     program = _program(name, launch.env.get("PATH", os.defpath), launch.cwd)
     umask = f"{launch.umask:o}" if launch.umask >= 0 else ""
-    before = [procs, report, launch.cwd, umask, str(_OPEN_FILES), launch.limits, launch.nice, *launch.switch]
+    before = [procs, report, launch.cwd, umask, str(_OPEN_FILES), launch.limits, launch.nice, str(len(sockets))]
+    aside: list[int] = []
     try:
+        # First out of the way of where they go, or one would be overwritten before it is moved.
+        aside += (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST + len(sockets)) for fd in sockets)
         pid = os.posix_spawn(  # pylint: disable=ansible-bad-function
             _SHELL,
-            [_SHELL, "-c", _TRAMPOLINE, "pm3", *before, program, *launch.argv[1:]],
+            [_SHELL, "-c", _TRAMPOLINE, "pm3", *before, *launch.switch, program, *launch.argv[1:]],
             launch.env,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, output[0], 1),
                 (os.POSIX_SPAWN_DUP2, output[1], 2),
+                *((os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(aside, _FIRST)),
             ],
             setsid=True,
             setsigdef=_RESTORED,
         )
     except (OSError, ValueError) as error:
         raise SpawnError(f"cannot start {name}: {_reason(error)}") from error
+    finally:
+        for fd in aside:
+            os.close(fd)
     try:
         return Process(pid, start_time(pid) or 0, os.pidfd_open(pid))
     except OSError as error:

@@ -37,6 +37,7 @@ from .instance import Instance, has_tale, is_up
 from .log import LogFile
 from .loop import READ, Loop, Timer
 from .output import Pumps, last_lines
+from .sockets import ListenError, Sockets
 from .spawn import Process
 from .store import Record, Store, StoreError
 from .triggers import Triggers
@@ -45,7 +46,14 @@ _SPAWN_TURN = 0.01  # seconds of spawning after which other news gets its turn
 _REAP_TURN = 0.01  # seconds of reaping, as well
 _PROBE_TIMEOUT = 2.0  # seconds for one attempt of a check (spec: pm3.md, section 3.6)
 _STORE_PAUSE = 1.0  # seconds after which a store that could not be written is tried again
-_EXPECTED = (spawn.SpawnError, accounts.AccountError, DefinitionError, Unfit, OSError)  # what can prevent a start
+_EXPECTED = (
+    spawn.SpawnError,
+    accounts.AccountError,
+    ListenError,
+    DefinitionError,
+    Unfit,
+    OSError,
+)  # what can prevent a start
 _CLOCK_STEP = 1.0  # seconds by which the clock has to be set before that is more than its ordinary corrections
 _LAST_WORDS = 10  # lines of output that are kept of an end
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -73,6 +81,7 @@ class Supervisor:
         self.pumps = pumps
         self.cells = cells
         self.manager = manager
+        self.sockets = Sockets(manager)
         self.ends = ends
         self.diagnose = diagnose
         self.triggers = Triggers(loop, self.deliver, self.survey, (data_dir, run), diagnose)
@@ -125,6 +134,7 @@ class Supervisor:
         del self.instances[instance.name]
         self._dirty.discard(instance)
         self.triggers.update(instance, there=False)
+        self.sockets.release(instance)
         self.forget(instance.name)
         self._tell_watchers(instance)
 
@@ -145,6 +155,7 @@ class Supervisor:
             setattr(instance, name, value)
         self._mark(instance)
         self.triggers.update(instance)
+        self.sockets.trim(instance)
 
     def watch(self, name: str, watcher: Callable[[Instance], None]) -> None:
         """Calls `watcher(instance)` after every event of that instance, until `unwatch`."""
@@ -365,15 +376,24 @@ class Supervisor:
         what = launch.program(instance) if work is Work.PROGRAM else launch.hook(instance, work)
         if self.cells.root is None:
             what.env[environment.SPAWN_ID] = self.mark_of(instance.spawn_id)
+        account, sockets = launch.account(instance), []
+        if work is Work.PROGRAM:
+            sockets = self.sockets.take(instance, (account.uid, account.gid))
+            what.env.update(environment.listening(instance.process, len(sockets)))
+            if checks.is_notify(instance.definition.readiness_check):
+                from .notify import NotifySocket  # not before somebody has something to say
+
+                instance.notify = NotifySocket()
+                what.env[environment.NOTIFY_SOCKET] = instance.notify.address
         procs = self.cells.procs(instance.spawn_id)
         streams = instance.streams = self.pumps.prepare(
-            instance.spawn_id, launch.account(instance).owner, instance.definition.tty or self._tty
+            instance.spawn_id, account.owner, instance.definition.tty or self._tty
         )
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
-        self.manager.keep(instance.spawn_id, streams.read_fds)
+        self.manager.keep(instance.spawn_id, _readable(instance))
         output = streams.open_write()
         try:
-            process = spawn.spawn(what, output, procs, self.report(instance.spawn_id))
+            process = spawn.spawn(what, output, procs, self.report(instance.spawn_id), sockets)
         finally:
             for fd in output:
                 os.close(fd)
@@ -383,11 +403,13 @@ class Supervisor:
         self.attend(instance)
 
     def attend(self, instance: Instance) -> None:
-        """Follows a process that runs: its output and its end."""
+        """Follows a process that runs: its output, what it says of itself, and its end."""
         if instance.streams is not None:
             logs = self.logs(instance)
             self.triggers.writes(log.path for log in logs)
             self.pumps.attach(instance.streams, logs, self._tell_of_log)
+        if instance.notify is not None:
+            instance.notify.attend(self.loop, _uid(instance), partial(self.members, instance))
         if instance.running is not None and instance.running.pidfd >= 0:
             exited = _Exit(self._on_exit, instance)
             self._children[instance.running.pid] = exited
@@ -546,6 +568,9 @@ class Supervisor:
         if instance.streams is not None:
             self.pumps.drain(instance.streams, lambda: None)
             instance.streams = None
+        if instance.notify is not None:
+            instance.notify.close()
+            instance.notify = None
         if instance.spawn_id:
             self.manager.forget(instance.spawn_id)
             self.cells.remove(instance.spawn_id)
@@ -600,6 +625,9 @@ class Supervisor:
             self.deliver(instance, machine.Passed(check) if failure is None else machine.Failed(check, failure))
 
         self._end_probe(instance)
+        if check is Check.READINESS and checks.is_notify(instance.definition.readiness_check):
+            self._await_word(instance, answered)
+            return
         try:
             command = launch.check(instance, check)
             if command is not None:
@@ -613,6 +641,21 @@ class Supervisor:
             reason = _reason(error)
             instance.probing = self.loop.after(0, lambda: answered(reason))
 
+    def _await_word(self, instance: Instance, answered: Callable[[str | None], None]) -> None:
+        """It says itself that it is ready: there is nobody to ask, and no attempt that fails."""
+        from .notify import DEAF
+
+        def complain(why: str) -> None:
+            self.deliver(instance, machine.Waiting(Check.READINESS, why))
+
+        notify = instance.notify
+        if notify is not None and notify.ready:
+            instance.probing = self.loop.after(0, lambda: answered(None))
+            return
+        if notify is not None:
+            instance.probing = notify.wait(lambda: answered(None), complain)
+        self.loop.soon(partial(complain, DEAF if notify is None else notify.complaint))
+
     def _foreign(self, instance: Instance, check: Check) -> str | None:
         """Of a copy beside another: why what has answered the check may not have been the copy (W12)."""
         if not instance.beside:
@@ -620,7 +663,7 @@ class Supervisor:
         from .listeners import listens
 
         target = checks.parse(instance.filled(str(getattr(instance.definition, check.value) or "")))
-        if target.scheme == "exec" or listens(self.members(instance), target.port):
+        if target.scheme in ("exec", "notify") or listens(self.members(instance), target.port):
             return None
         return f"port {target.port} is answered by another process, the new one does not listen there"
 
@@ -648,14 +691,13 @@ class Supervisor:
             instance.probing = None
 
     def handles(self) -> dict[str, list[int]]:
-        """The descriptors of every running instance, by spawn id: what an upgrade in place carries over."""
-        found: dict[str, list[int]] = {}
+        """The descriptors of every running instance, by spawn id, and the sockets of all: what an upgrade in place carries over."""
+        found = self.sockets.handles()
         for instance in (*self.instances.values(), *self.beside):
             for errand in list(instance.errands):
                 errand.abandon()
             if instance.running is not None:
-                pipes = list(instance.streams.read_fds) if instance.streams is not None else []
-                found[instance.spawn_id] = [fd for fd in (*pipes, instance.running.pidfd) if fd >= 0]
+                found[instance.spawn_id] = [fd for fd in (*_readable(instance), instance.running.pidfd) if fd >= 0]
         return found
 
 
@@ -669,6 +711,19 @@ class _Exit:
 
     def __call__(self) -> None:
         self._exited(self._instance, self._spawn_id)
+
+
+def _readable(instance: Instance) -> list[int]:
+    """What of a spawn's descriptors is read: its output, and what it says of itself."""
+    pipes = list(instance.streams.read_fds) if instance.streams is not None else []
+    return pipes if instance.notify is None else [*pipes, instance.notify.fileno()]
+
+
+def _uid(instance: Instance) -> int:
+    try:
+        return launch.account(instance).uid
+    except accounts.AccountError:
+        return os.getuid()  # that user was removed while it ran
 
 
 def _shrink(timers: dict[Kind, Timer]) -> None:

@@ -66,3 +66,4 @@ class Swap:
     def _end(self, leaving: Instance) -> Steps:
         yield from walks.stop_in_order(self.supervisor, [leaving])
         self.supervisor.beside.discard(leaving)
+        self.supervisor.sockets.release(leaving)

@@ -1,7 +1,8 @@
 # Copyright (c) 2026, pm3.fleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a check knocks: `http://host[:port][/path]`, the same with https, `tcp://host:port`, or `exec://command`."""
+"""Where a check knocks: `http://host[:port][/path]`, the same with https, `tcp://host:port`, or `exec://command`; or that the
+program says itself that it is ready, `notify://`."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from .problems import Unfit
 _TARGET = re.compile(
     r"(https?|tcp)://(\[[0-9A-Fa-f:.%]+\]|[^\s/:?#\[\]@]+)(?::([0-9]{1,5}))?((?:[/?][^\s#]*)?)(?:#\S*)?"
 )
-EXEC = "exec://"
+EXEC, NOTIFY = "exec://", "notify://"
 _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
 class Target:
-    scheme: str  # http, https or tcp; exec is a command, and has no target
+    scheme: str  # http, https or tcp; exec (a command) and notify (the program speaks first) have no target
     host: str  # without the brackets of IPv6
     port: int
     path: str = "/"  # with the query; "" for tcp
@@ -33,13 +34,21 @@ def command(check: str) -> list[str] | None:
 
 def tells_copies(check: str) -> bool:
     """Whether it cannot be answered by another copy of the same program, whatever ports that listens on."""
-    return check.startswith((EXEC, "notify://"))
+    return check.startswith((EXEC, NOTIFY))
+
+
+def is_notify(check: str | None) -> bool:
+    return check == NOTIFY
 
 
 def parse(url: str) -> Target:
     """The target that `url` names. Raises `Unfit`."""
     if command(url) is not None:
         return Target("exec", "", 0)
+    if is_notify(url):
+        return Target("notify", "", 0)
+    if url.startswith(NOTIFY):
+        raise Unfit(f"expected {NOTIFY} and nothing after it, found {url!r}")
     found = _TARGET.fullmatch(url)
     if found is None:
         raise Unfit(

@@ -95,6 +95,12 @@ class Definition:
         Effect.RESTART,
         "User, or user:group, to run as; the agent must run as root. Default: the agent's own.",
     )
+    listen: tuple[str, ...] = _row(
+        kinds.LISTEN,
+        Effect.RESTART,
+        "Sockets that the agent opens and every instance gets, from descriptor 3 on, as systemd's socket units do (LISTEN_FDS).",
+        (),
+    )
     instances: int | str = _row(
         kinds.INSTANCES,
         Effect.INSTANCES,
@@ -142,7 +148,7 @@ class Definition:
     )
     hook_timeout: float = _row(kinds.SECONDS, Effect.HOT, "How long pre_start or post_stop may take.", 300)
     readiness_check: str | None = _row(
-        kinds.CHECK, Effect.HOT, "Must pass before the instance counts as online and dependents start."
+        kinds.READINESS, Effect.HOT, "Must pass before the instance counts as online and dependents start."
     )
     readiness_timeout: float = _row(kinds.SECONDS, Effect.HOT, "How long readiness_check may take to pass.", 30)
     health_check: str | None = _row(
@@ -324,7 +330,7 @@ def _update_unfit(values: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 field,
                 "with update.order start_first the old copy would answer it as well as the new one: give each its own port, such as"
-                " @{3000 + 2 * instance + slot}, or ask with exec:// (PM3_PID tells which copy)",
+                " @{3000 + 2 * instance + slot}, ask with exec:// (PM3_PID tells which copy), or have the program say so (notify://)",
             )
         )
     return found
@@ -373,7 +379,21 @@ def cautions(tables: Mapping[str, Any]) -> list[str]:
                 found.append(
                     f'[{name}] {row.name}: {value} means {value} milliseconds; write "{value}ms" or "{value}s"'
                 )
+        if isinstance(table, Mapping):
+            found += [f"[{name}] {field}: {message}" for field, message in _always_pass(table)]
     return found
+
+
+def _always_pass(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Checks that knock where the agent itself listens."""
+    listen = table.get("listen")
+    listed = listen if isinstance(listen, (list, tuple)) else [listen]
+    ports = {one.rpartition(":")[2] for one in listed if isinstance(one, str)}
+    return [
+        (field, "always passes, because the agent itself listens on that port; use notify:// or exec://")
+        for field in ("readiness_check", "health_check", "liveness_check")
+        if str(table.get(field)).startswith("tcp://") and str(table[field]).rpartition(":")[2] in ports
+    ]
 
 
 def located(definition: Definition, base: str | None) -> tuple[Definition, list[Problem]]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import checks, patterns, placeholders, words
+from . import checks, listening, patterns, placeholders, words
 from .problems import Unfit, nearest
 
 SIGNALS = frozenset(
@@ -320,9 +320,28 @@ def _user(value: Any) -> str:
     return text(value)
 
 
-def _check(value: Any) -> str:
-    checks.parse(placeholders.expand(_placed_text(value), placeholders.Scope(0, 1, "process", "name", "project")))
+_SAMPLE = placeholders.Scope(0, 1, "process", "name", "project")
+
+
+def _readiness_check(value: Any) -> str:
+    checks.parse(placeholders.expand(_placed_text(value), _SAMPLE))
     return text(value)
+
+
+def _check(value: Any) -> str:
+    if checks.is_notify(text(value)):
+        raise Unfit(f"{checks.NOTIFY} is for readiness_check alone: it tells of one moment, and cannot be asked again")
+    return _readiness_check(value)
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    found: dict[listening.Address, str] = {}
+    for item in _files(value):
+        address = listening.parse(placeholders.expand(item, _SAMPLE))
+        if address in found:
+            raise Unfit(f"expected each address once, found {address} twice")
+        found[address] = item if "@{" in item else str(address)
+    return tuple(found.values())
 
 
 def _choice(*allowed: str) -> Callable[[Any], str]:
@@ -360,6 +379,8 @@ SECONDS = Kind('seconds, or a time such as "2m"', lambda value: duration(value, 
 SIZE = Kind('bytes, or a size such as "300M"', size, written=_size_written)
 USER = Kind('a user, "name" or "name:group"', _user)
 CHECK = Kind("http://…, https://…, tcp://host:port or exec://command", _check, placed=True)
+READINESS = Kind("http://…, https://…, tcp://host:port, exec://command or notify://", _readiness_check, placed=True)
+LISTEN = Kind("tcp://address:port or unix:///path, or a list of them", _addresses, placed=True)
 WATCH = Kind("true, false or a path", _watch, placed=True)
 PATTERNS = Kind("a list of names and globs", _patterns)
 CRON = Kind("a time in cron's notation", _cron)

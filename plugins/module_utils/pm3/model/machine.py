@@ -101,6 +101,14 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """An attempt that has no end of its own goes on, and this is what it waits for."""
+
+    check: Check
+    message: str
+
+
+@dataclass(frozen=True)
 class Fired:
     timer: Timer
 
@@ -113,7 +121,20 @@ class Redefined:
 
 
 Event = Union[
-    Start, Stop, Restart, Tripped, Spawned, SpawnFailed, Exited, Gone, Unasked, Passed, Failed, Fired, Redefined
+    Start,
+    Stop,
+    Restart,
+    Tripped,
+    Spawned,
+    SpawnFailed,
+    Exited,
+    Gone,
+    Unasked,
+    Passed,
+    Failed,
+    Waiting,
+    Fired,
+    Redefined,
 ]
 
 
@@ -436,7 +457,7 @@ def _fired(life: Life, event: Event, now: float) -> Outcome:
 def _passed(life: Life, event: Event, now: float) -> Outcome:
     if not life.checks or not isinstance(event, Passed) or event.check is not life.checks[0]:
         return life, []
-    return _next_check(replace(life, checks=life.checks[1:]))
+    return _next_check(replace(life, checks=life.checks[1:], complaint=""))
 
 
 def _failed(life: Life, event: Event, now: float) -> Outcome:
@@ -444,6 +465,12 @@ def _failed(life: Life, event: Event, now: float) -> Outcome:
     if not life.checks or not isinstance(event, Failed) or event.check is not life.checks[0]:
         return life, []
     return replace(life, complaint=event.message), [Arm(Timer.ATTEMPT, PROBE_PAUSE)]
+
+
+def _waiting(life: Life, event: Event, now: float) -> Outcome:
+    if not life.checks or not isinstance(event, Waiting) or event.check is not life.checks[0]:
+        return life, []
+    return replace(life, complaint=event.message), []
 
 
 def _is_alive(life: Life, event: Event, now: float) -> Outcome:
@@ -693,6 +720,7 @@ _CHECKED: Mapping[type[Event], Handler] = {
     **_RUNS,
     Passed: _passed,
     Failed: _failed,
+    Waiting: _waiting,
     Redefined: _redefined_while_checked,
 }
 _ENDS: Mapping[type[Event], Handler] = {

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.checks import Target, command, parse
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.checks import Target, command, is_notify, parse
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import Unfit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +67,16 @@ def test_a_check_may_be_a_command() -> None:
     assert command("tcp://localhost:80") is None
 
 
+def test_a_check_may_be_the_word_of_the_program() -> None:
+    assert parse("notify://").scheme == "notify"
+    assert is_notify("notify://")
+    assert not is_notify("exec://notify")
+    assert not is_notify(None)
+    assert command("notify://") is None
+    with pytest.raises(Unfit, match="nothing after it"):
+        parse("notify://localhost")
+
+
 @given(
     st.sampled_from(["http", "https", "tcp"]), st.from_regex(r"[a-z0-9.-]{1,9}", fullmatch=True), st.integers(1, 65535)
 )
@@ -77,6 +87,6 @@ def test_scheme_host_and_port_come_back(scheme: str, host: str, port: int) -> No
 @given(st.one_of(st.text(), st.text().map("http://localhost".__add__), st.text().map("tcp://".__add__)))
 def test_any_text_is_a_target_or_unfit(url: str) -> None:
     try:
-        assert 1 <= parse(url).port <= 65535 or parse(url).scheme == "exec"
+        assert 1 <= parse(url).port <= 65535 or parse(url).scheme in ("exec", "notify")
     except Unfit:
         pass

@@ -13,6 +13,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition imp
     FIELDS,
     Definition,
     Effect,
+    cautions,
     load,
     located,
     name_unfit,
@@ -141,7 +142,13 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "kill_signal": [("SIGINT", "SIGINT"), ("INT", "SIGINT"), ("sigusr1", "SIGUSR1")],
     "kill_timeout": [*DURATIONS, ("250ms", 250)],
     "user": [("shop", "shop"), ("shop:www-data", "shop:www-data"), ("first.last@dept", "first.last@dept")],
-    "readiness_check": URLS,
+    "listen": [
+        ("tcp://*:80", ("tcp://*:80",)),
+        (["unix:///run//web/./sock", "tcp://[0:0::1]:3000"], ("unix:///run/web/sock", "tcp://[::1]:3000")),
+        (["tcp://127.0.0.1:@{3000 + instance}"], ("tcp://127.0.0.1:@{3000 + instance}",)),
+        ([], ()),
+    ],
+    "readiness_check": [*URLS, ("notify://", "notify://")],
     "readiness_timeout": [(30, 30), ("2m", 120), ("500ms", 0.5), (0.5, 0.5), (2.0, 2)],
     "health_check": URLS,
     "autostart": FLAGS,
@@ -243,16 +250,29 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         ("a b", '"name:group"'),
         (":g", '"name:group"'),
     ],
-    "readiness_check": BAD_URLS,
+    "listen": [
+        (80, "a string or an array of strings"),
+        ("80", "expected tcp://ADDRESS:PORT"),
+        ("tcp://localhost:80", "an IPv6 address in brackets or * for all"),
+        ("tcp://*:@{65536 + instance}", "expected a port from 1 to 65535"),
+        ("unix://run/web.sock", "unix:///absolute/path"),
+        (["tcp://[::1]:80", "tcp://[0::1]:80"], "expected each address once, found tcp://[::1]:80 twice"),
+    ],
+    "readiness_check": [*BAD_URLS, ("notify://here", "expected notify:// and nothing after it")],
     "readiness_timeout": [(0, "expected more than 0"), ("0ms", "expected more than 0"), *BAD_DURATIONS],
-    "health_check": BAD_URLS,
+    "health_check": [*BAD_URLS, ("notify://", "notify:// is for readiness_check alone")],
     "autostart": BAD_FLAGS,
     "stop_command": BAD_HOOKS,
     "reload_signal": [("HOP", "did you mean SIGHUP?")],
     "pre_start": BAD_HOOKS,
     "post_stop": BAD_HOOKS,
     "hook_timeout": [(0, "expected more than 0"), *BAD_DURATIONS],
-    "liveness_check": [*BAD_URLS, ("exec://", "nothing to run"), ("exec://a 'b", "closing single quote")],
+    "liveness_check": [
+        *BAD_URLS,
+        ("notify://", "notify:// is for readiness_check alone"),
+        ("exec://", "nothing to run"),
+        ("exec://a 'b", "closing single quote"),
+    ],
     "liveness_interval": [(0, "expected more than 0"), *BAD_DURATIONS],
     "liveness_timeout": [(0, "expected more than 0"), *BAD_DURATIONS],
     "liveness_failures": [(0, "from 1"), ("3", "found a string")],
@@ -532,6 +552,17 @@ def test_canonical_definitions_come_back(tables: dict[str, Any]) -> None:
         load(json.loads(json.dumps({name: definition.data() for name, definition in definitions.items()})))
         == definitions
     )
+
+
+def test_a_check_where_the_agent_itself_listens_is_probably_not_meant() -> None:
+    listening = {"command": "run", "listen": ["tcp://*:80"]}
+    (said,) = cautions(
+        {"web": {**listening, "readiness_check": "tcp://localhost:80", "health_check": "tcp://localhost:81"}}
+    )
+    assert said.startswith("[web] readiness_check: always passes, because the agent itself listens on that port")
+    assert cautions({"web": {**listening, "readiness_check": "notify://"}}) == []
+    assert cautions({"web": {"command": "run", "readiness_check": "tcp://localhost:80"}}) == []
+    assert cautions({"web": {"command": "run", "listen": 80, "readiness_check": "tcp://localhost:80"}}) == []
 
 
 # Overlays ---------------------------------------------------------------------------------------------------------------

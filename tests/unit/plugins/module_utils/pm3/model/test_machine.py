@@ -62,6 +62,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.machine import
     Tell,
     Tripped,
     Unasked,
+    Waiting,
     backoff,
     is_swept,
     revived,
@@ -460,6 +461,22 @@ def test_a_life_without_checks() -> None:
     assert (world.life.phase, world.life.status) == (Phase.SWEEPING, Status.STOPPED)
     world.tell(Gone())
     assert (world.life.phase, world.life.status, world.life.restarts) == (Phase.DOWN, Status.STOPPED, 0)
+
+
+def test_what_an_attempt_waits_for_is_the_complaint_until_it_passes() -> None:
+    """notify://: one attempt that takes as long as it takes, and no other is ever due."""
+    world = World(Life(policy(readiness_check="notify://", health_check="http://localhost/")))
+    world.tell(Start(), Spawned(), Waiting(READY, "no word yet"))
+    assert (world.probe, world.life.complaint) == (READY, "no word yet")
+    assert Timer.ATTEMPT not in world.timers
+    world.fire(Timer.PATIENCE).tell(Waiting(HEALTHY, "not its turn"), Waiting(READY, "it warms up"))
+    assert (world.life.phase, world.probe, world.life.complaint) == (Phase.UNHEALTHY, READY, "it warms up")
+    world.tell(Passed(READY))
+    assert (world.probe, world.life.complaint) == (HEALTHY, "")
+    world.tell(Waiting(READY, "too late"))
+    assert world.life.complaint == ""
+    world.tell(Passed(HEALTHY))
+    assert world.life.phase is Phase.ONLINE
 
 
 def test_readiness_comes_first_then_health_then_it_is_online() -> None:
@@ -1486,6 +1503,7 @@ POLICIES: tuple[Policy, ...] = (
 LATE: tuple[Event, ...] = (
     *(Fired(timer) for timer in Timer),
     *(kind(check) for kind in (Passed, Failed) for check in Check),
+    *(Waiting(check, "it warms up") for check in Check),
 )
 ENDS: tuple[Exited, ...] = (exited(0), exited(1), exited(2), KILLED, UNSEEN)
 TRIPS: tuple[Event, ...] = (MEMORY, WATCH, CRON)
@@ -1548,7 +1566,7 @@ def turns(world: World) -> list[Turn]:
     if world.sweeping and not world.rest:
         possible += ways(Gone(), often=5)
     if world.probe is not None:
-        possible += ways(Passed(world.probe), Failed(world.probe, "refused"), often=4)
+        possible += ways(Passed(world.probe), Failed(world.probe, "refused"), Waiting(world.probe, "no word"), often=4)
     if world.timers:
         possible += ways(Fired(min(world.timers, key=lambda one: world.timers[one])), often=5)
     possible += COMMANDS

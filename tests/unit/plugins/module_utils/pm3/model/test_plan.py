@@ -359,6 +359,7 @@ OTHER: dict[str, Any] = {
     "update": {"max_unavailable": 2},
     "group": "front",
     "user": "shop",
+    "listen": ["tcp://127.0.0.1:@{3000 + instance}"],
     "restart": "always",
     "max_restarts": 3,
     "min_uptime": "5s",
