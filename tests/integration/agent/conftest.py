@@ -88,8 +88,19 @@ class Agent:
         path.write_text(text, "utf-8")
         return path
 
-    def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
-        return self.client.request({"type": kind, **fields})
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Types a command and does not wait."""
+        return subprocess.Popen(
+            [*COMMAND, *words],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def ask(self, kind: str, on_row: Callable[[dict[str, Any]], Any] | None = None, **fields: Any) -> dict[str, Any]:
+        return self.client.request({"type": kind, **fields}, on_row)
 
     def apply(self, definitions: dict[str, Any], project: str = "shop", **fields: Any) -> dict[str, Any]:
         return self.ask("apply", project=project, definitions=definitions, base=str(self.folder), **fields)

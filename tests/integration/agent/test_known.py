@@ -63,7 +63,7 @@ def test_instances_are_changed_and_everything_else_stays(agent: Agent) -> None:
     single(agent, "web", env={"PORT": "@{8000 + instance}"}, secrets={"TOKEN": "correct-horse"}, cwd=str(agent.folder))
     before = agent.ask("snapshot")["definitions"]["default"]["web"]
     scaled = known(agent, "web", known={"instances": 2})
-    assert actions(scaled) == {"web:0": "created", "web:1": "created", "web": "removed"}
+    assert actions(scaled) == {"web:0": "rolled", "web:1": "created"}
     after = agent.ask("snapshot")["definitions"]["default"]["web"]
     assert after == {**before, "instances": 2}
     assert not known(agent, "web", known={"instances": 2})["changed"]

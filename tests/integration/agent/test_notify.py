@@ -272,9 +272,8 @@ def test_who_has_no_socket_is_told_to_be_restarted(agent: Agent) -> None:
     """The check of a program that runs already was another one."""
     command = "sh -c 'echo up; exec sleep 1000'"
     before = {**DEFINITION, "command": command, "readiness_check": "exec://false"}
-    agent.apply({"web": before}, wait=False)
+    agent.ask("start", configs={"web": before}, wait=False)
     until(lambda: _log(agent) == "up\n", "it runs")
-    agent.crash()  # so that no apply is under way any more
     done = agent.apply({"web": {**DEFINITION, "command": command, "readiness_timeout": 0.3}})
     assert done["instances"][0]["status"] == "unhealthy"
     assert "was started before its readiness_check was notify://" in done["instances"][0]["reason"]

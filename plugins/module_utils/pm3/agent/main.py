@@ -250,11 +250,11 @@ class Agent:
         if self._ending:
             return
         self._ending = True
-        if self._server is not None:
-            self._server.close()
         self._requests.runs.abandon(
             "interrupted: the agent was asked to end; it goes on with this when it is started again"
         )
+        if self._server is not None:
+            self._server.close()
         self._requests.work.abandon()
         self._manager.tell("STOPPING=1")
         Task(self._stop_all()).start().begin(self._ended)

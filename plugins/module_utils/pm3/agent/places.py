@@ -41,6 +41,14 @@ def missing(places: Places) -> list[str]:
     return sorted({real for leads in places.values() for real in leads.values() if not os.path.exists(real)})
 
 
+def of_process(pid: int) -> str | None:
+    """The folder that a process is in."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return None
+
+
 def _paths(definition: Definition) -> Iterator[str]:
     paths = [definition.cwd, *definition.restart_when_changed]
     for path in paths:

@@ -18,7 +18,7 @@ from typing import Any
 from ..model import definition as definitions
 from ..model import difference, loading, pins, rows
 from ..model import update as updates
-from ..model.definition import Definition
+from ..model.definition import Definition, Effect
 from ..model.plan import Action, Change, Plan, State, plan_in_parts
 from ..model.problems import DefinitionError, Problem
 from ..wire import messages
@@ -35,6 +35,7 @@ from .work import Work
 Document = dict[str, Any]
 
 _UNTOUCHED = (Action.NONE.value, Action.SKIPPED.value)
+_IN_PLACE = "nothing can go back: the definitions are the same, and files that were changed in place are not kept"
 _JOINED = (State.PRESENT, State.STOPPED, State.ABSENT)  # states that are the same wish when they are wished twice
 
 
@@ -67,7 +68,8 @@ class Run:
 
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
-        self.is_over = False
+        self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when its turn came
+        self.left_alone = False  # it leaves alone what somebody has stopped since it began
         self._clients: list[tuple[Client, bool]] = []
         self._news: dict[str, Document] = {}  # the last that was told of each instance
 
@@ -83,7 +85,6 @@ class Run:
                 client.send(document)
 
     def finish(self, document: Document) -> None:
-        self.is_over = True
         for client, _wants_progress in self._clients:
             client.finish(document)
         self._clients.clear()
@@ -124,9 +125,9 @@ class Runs:
             wish = yield from self._wish(request, desired, pace, peer.uid)
             # Mistakes are told at once, also where the project is busy.
             yield from self._planned(wish, pace)
-            under_way = self._runs.get(wish.project) or []
-            if under_way and under_way[-1].wish.same(wish) and wish.state in _JOINED:
-                self._join(under_way[-1], request, client)
+            under_way = next(reversed(self._runs.get(wish.project, [])), None)
+            if under_way is not None and self._is_the_same(under_way, wish):
+                self._join(under_way, request, client)
                 return
             run = self._queued(wish)
             self._join(run, request, client)
@@ -160,6 +161,13 @@ class Runs:
         for runs in self._runs.values():
             for run in runs:
                 run.finish(messages.error(why))
+
+    def _is_the_same(self, run: Run, wish: Wish) -> bool:
+        """Whether what the run leads to is what is wished: a stop since it began is the later word for the run, and not for the wish."""
+        if not run.wish.same(wish) or wish.state not in _JOINED or run.left_alone:
+            return False
+        stops = walks.stops_of(self._supervisor)
+        return run.stops is None or all(stops.get(name, 0) == before for name, before in run.stops.items())
 
     def _join(self, run: Run, request: Document, client: Client) -> None:
         if request["wait"]:
@@ -316,8 +324,9 @@ class Runs:
 
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
-        stops = walks.stops_of(self._supervisor)
+        run.stops = stops = walks.stops_of(self._supervisor)
         found = yield from self._planned(wish, pace)
+        run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
         self._refuse_what_failed(wish)
         changes = found.changed
         if self._is_new(wish, found):
@@ -339,6 +348,8 @@ class Runs:
             if result.culprit is not None and current.failure is not None:
                 result = yield from self._after_failure(run, result, current)
             else:
+                if result.culprit is not None and result.culprit.action is Action.ROLLED:
+                    result.remarks.append(_IN_PLACE)  # no revision was made, so what it was started with has changed
                 self._conclude(wish.project, result)
         if changes:
             self._supervisor.checkpoint()
@@ -401,6 +412,10 @@ class Runs:
 
     def _back(self, run: Run, result: _Result, failed: Revision, good: Revision) -> Steps:
         definitions_then = _brought_back(good)
+        if definitions_then == failed.definitions:
+            self._supervisor.store.set_run(failed.project, None)
+            result.remarks.append(_IN_PLACE)
+            return result
         touched = {name: one for name, one in definitions_then.items() if name in failed.changed}
         wish = Wish(
             failed.project,
@@ -413,15 +428,9 @@ class Runs:
         )
         stops = walks.stops_of(self._supervisor)
         found = yield from self._planned(wish, Pace(self._supervisor.loop))
-        kept = tuple(self._pinned_live(row, good) for row in found.rows)
+        kept = tuple(self._pinned_live(row) for row in found.rows)
         found = replace(found, rows=kept, definitions=definitions_then)
         changed = {row.process for row in found.rows if row.action is not Action.NONE}
-        if not any(row.action not in (Action.NONE, Action.UPDATED) for row in found.rows):
-            self._supervisor.store.set_run(failed.project, None)
-            result.remarks.append(
-                "nothing can go back: the definitions are the same, and the files that have changed were changed in place"
-            )
-            return result
         facts = (changed, places.taken(definitions_then), good.label, None, good.revision)
         made = self._projects.made(failed.project, definitions_then, *facts)
         self._projects.keep(made, _body(made, wish, found, self._resting(found), stage="back"))
@@ -433,12 +442,16 @@ class Runs:
         result.take_back(back, good.revision, made.revision)
         return result
 
-    def _pinned_live(self, row: Change, good: Revision) -> Change:
+    def _pinned_live(self, row: Change) -> Change:
         """One that was never replaced runs where it shall already: its definition says so from now on, and it goes on."""
         instance = self._supervisor.instances.get(row.name)
         if row.action is not Action.ROLLED or instance is None or row.was or instance.count != row.count:
             return row
-        return replace(row, action=Action.UPDATED) if row.before == good.definitions.get(row.process) else row
+        costly = {change.field for change in row.changes if change.effect is Effect.RESTART}
+        is_there = (
+            costly <= {"cwd"} and instance.pid is not None and places.of_process(instance.pid) == row.definition.cwd
+        )
+        return replace(row, action=Action.UPDATED) if is_there else row
 
     # What is told
 
