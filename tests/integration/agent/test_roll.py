@@ -60,7 +60,10 @@ def rollback(agent: Agent, to: str | None = "", **fields: Any) -> dict[str, Any]
 def test_instances_roll_one_after_the_other(agent: Agent) -> None:
     """Each new one is up before the next old one stops."""
     seen = agent.folder / "seen"
-    script = f"echo start $PM3_INSTANCE_ID >> {seen}; trap 'echo stop '$PM3_INSTANCE_ID' >> {seen}; exit' TERM; while :; do sleep 0.01; done"
+    script = (
+        f"echo start $PM3_INSTANCE_ID >> {seen}; trap 'echo stop '$PM3_INSTANCE_ID' >> {seen}; exit' TERM\n"
+        "while :; do sleep 0.01; done"
+    )
     assert agent.apply({"web": {**release(agent, "1", script), "instances": 3}})["ok"]
     until(lambda: seen.exists() and len(seen.read_text().split()) == 6, "all have begun")
     seen.write_text("")
@@ -108,7 +111,7 @@ def server(agent: Agent, name: str, **fields: Any) -> dict[str, Any]:
         "http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n"
     )
     (folder / "name").write_text(name)
-    port = "@{%d + 2 * instance + slot}" % BASE
+    port = f"@{{{BASE} + 2 * instance + slot}}"
     return {
         "command": f"python3 server.py {port}",
         "cwd": str(folder),
@@ -229,7 +232,10 @@ def test_one_that_falls_later_takes_all_back(agent: Agent) -> None:
     """web:0 comes up, and dies while web:1 is being checked."""
     agent.apply({"web": {**release(agent, "1"), "instances": 2}})
     gate = agent.folder / "gate"
-    script = f'if [ "$PM3_INSTANCE_ID" = 0 ]; then while [ ! -e {gate} ]; do sleep 0.01; done; echo later >&2; exit 9; fi; touch {gate}; exec sleep 1000'
+    script = (
+        f'if [ "$PM3_INSTANCE_ID" = 0 ]; then while [ ! -e {gate} ]; do sleep 0.01; done; echo later >&2; exit 9; fi\n'
+        f"touch {gate}; exec sleep 1000"
+    )
     check = {"readiness_check": "exec://sh -c 'test $PM3_INSTANCE_ID = 0 || test -e /nowhere'", "readiness_timeout": 30}
     check["update"] = {"deadline": 2}
     made = agent.apply({"web": {**release(agent, "2", script), "instances": 2, **check}})
