@@ -367,10 +367,6 @@ instances:
           description: What the change costs the instance, V(none), V(hot) or V(restart).
           type: str
           sample: restart
-    seconds:
-      description: How long the work on it took, V(null) if there was none.
-      type: float
-      sample: 1.234
     log_tail:
       description: The last lines of its output, if it failed.
       type: list

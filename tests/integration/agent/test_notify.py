@@ -271,7 +271,7 @@ def test_a_copy_that_never_says_so_leaves_the_old_one_alone(agent: Agent) -> Non
 def test_who_has_no_socket_is_told_to_be_restarted(agent: Agent) -> None:
     """The check of a program that runs already was another one."""
     command = "sh -c 'echo up; exec sleep 1000'"
-    before = {**DEFINITION, "command": command, "readiness_check": "exec://false"}
+    before = {**DEFINITION, "command": command, "readiness_check": "exec://false", "cwd": str(agent.folder)}
     agent.ask("start", configs={"web": before}, wait=False)
     until(lambda: _log(agent) == "up\n", "it runs")
     done = agent.apply({"web": {**DEFINITION, "command": command, "readiness_timeout": 0.3}})

@@ -125,8 +125,10 @@ def _changed_since(seen: Seen, wanted: Iterable[str], look: Look) -> Generator[N
                     found.setdefault(path, what)
             else:
                 look.found[glob] = before  # the next one of its process need not be compared in full
-    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-    return next(iter(found.values())) + more if found else ""
+    if not found:
+        return ""
+    first, *others = found.values()
+    return first + (f", and {len(others)} more" if others else "")
 
 
 def _differences(glob: str, before: Tokens, after: Tokens) -> Iterable[tuple[str, str]]:

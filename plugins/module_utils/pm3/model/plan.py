@@ -182,9 +182,9 @@ def plan_in_parts(
     return Plan((*rows, *_last(leaving, of_process)), _with_held(after, current, held), state)
 
 
-def plan(*asked: Any, **options: Any) -> Plan:
+def plan(*asked: Any, cpus: int, **options: Any) -> Plan:
     """As `plan_in_parts`, in one go."""
-    return whole(plan_in_parts(*asked, **options))
+    return whole(plan_in_parts(*asked, cpus=cpus, **options))
 
 
 def instance_names(process: str, count: int) -> list[tuple[str, int]]:

@@ -38,8 +38,8 @@ def row(
         "last_exit": last_exit,
         "reason": change.reason,
         "changes": [_field(field) for field in change.changes],
-        "seconds": None,  # that the work on it has taken
         "log_tail": [],
+        "seconds": None,  # that the work on it has taken
     }
 
 

@@ -15,7 +15,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.rows import fa
 WEB = load({"web": {"command": "serve", "cwd": "/srv/shop/releases/41"}})["web"]
 KEYS = (
     *("name", "process", "action", "changed", "status", "pid"),
-    *("restarts", "total_restarts", "last_exit", "reason", "changes", "seconds", "log_tail"),
+    *("restarts", "total_restarts", "last_exit", "reason", "changes", "log_tail", "seconds"),
 )
 
 
@@ -40,8 +40,8 @@ def test_a_row_has_the_keys_of_the_contract() -> None:
         "last_exit": {"cause": "exit"},
         "reason": "why",
         "changes": [],
-        "seconds": None,
         "log_tail": [],
+        "seconds": None,
     }
 
 
