@@ -540,7 +540,7 @@ def test_a_stop_ends_the_roll_and_nothing_goes_back(agent: Agent) -> None:
     thread.join(20)
     (made,) = results
     assert [row["action"] for row in made["instances"]] == ["rolled", "failed", "skipped"]
-    assert reasons(made)["web:1"].startswith("was stopped meanwhile")
+    assert reasons(made)["web:1"].startswith("was stopped meanwhile (pm3 stop by ")
     assert not made["reverted"]
     assert agent.instance("web:1")["status"] == "stopped"
     assert folders(agent) == {"1", "2"}

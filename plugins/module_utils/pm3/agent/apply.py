@@ -127,7 +127,8 @@ class Apply:
             return
         for change in fresh:
             if self._was_stopped(change.name):
-                self._fail(change, self.supervisor.instances[change.name], walks.STOPPED_MEANWHILE)
+                instance = self.supervisor.instances[change.name]
+                self._fail(change, instance, walks.stopped_meanwhile(instance))
         # Unchanged ones that are on their way up already: dependents wait for these too.
         coming = [change for change in changes if change.action in _LIVE and self._is_coming(change)]
         begun = {self._begin(change): change for change in fresh if change.name not in self.rows}
@@ -229,7 +230,7 @@ class Apply:
         if not walks.rests(instance):
             self._fail(change, instance, walks.RESISTS)
         elif self._was_stopped(instance.name):
-            self._fail(change, instance, walks.STOPPED_MEANWHILE)
+            self._fail(change, instance, walks.stopped_meanwhile(instance))
         else:
             begun = self._begin(change)
             yield from self._await({begun: change}, walks.is_settled)
@@ -239,7 +240,7 @@ class Apply:
     def _swap(self, change: Change, old: Instance) -> Steps:
         def objection() -> str:
             is_there = self.supervisor.instances.get(old.name) is old
-            return "" if is_there and not self._was_stopped(old.name) else walks.STOPPED_MEANWHILE
+            return "" if is_there and not self._was_stopped(old.name) else walks.stopped_meanwhile(old)
 
         new = self._made(change, self.path or old.path)
         new.life = Life(Policy.of(change.definition), total_restarts=old.life.total_restarts)
@@ -335,7 +336,7 @@ class Apply:
         self._tell(made)
 
     def _fail(self, change: Change, instance: Instance, why: str, lines: Sequence[str] | None = None) -> None:
-        if self.culprit is None and why != walks.STOPPED_MEANWHILE:
+        if self.culprit is None and not why.startswith(walks.STOPPED_MEANWHILE):
             self.culprit = change
         self.failures.append(change.name)
         made = views.row(self.supervisor, change, instance)

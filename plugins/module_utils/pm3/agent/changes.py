@@ -19,7 +19,7 @@ from ..model.definition import Definition
 from ..model.plan import Action, plan_in_parts
 from ..model.problems import Unfit
 from ..wire import messages
-from . import dump, places, selection, walks
+from . import accounts, dump, places, selection, walks
 from .apply import Apply
 from .instance import Instance, is_up
 from .projects import Projects, owner
@@ -117,10 +117,10 @@ class Changes:
             if one is not None and one.project is None and walks.rests(one) and _is_unprepared(one):
                 self._supervisor.remove(one)
 
-    def stop(self, request: Document, _peer: Peer, client: Client) -> None:
+    def stop(self, request: Document, peer: Peer, client: Client) -> None:
         targets = selection.with_dependents(self._supervisor, request["names"])
         running = [one for one in targets if not walks.rests(one)]
-        self._unwant(targets)
+        self._unwant(targets, request, peer)
 
         def steps() -> Steps:
             resisting = yield from self._stopped(targets)
@@ -128,13 +128,13 @@ class Changes:
 
         self._work.run(steps, client)
 
-    def delete(self, request: Document, _peer: Peer, client: Client) -> None:
+    def delete(self, request: Document, peer: Peer, client: Client) -> None:
         """Stops at once, and forgets when it is its turn: what is under way may still count on it. What depends on it is stopped, too."""
         if not request["names"]:
             raise Refused("delete needs the names of what is to be forgotten")
         leaving = selection.named(self._supervisor, request["names"])
         targets = selection.with_dependents(self._supervisor, request["names"])
-        self._unwant(targets)
+        self._unwant(targets, request, peer)
 
         def steps() -> Steps:
             resisting = yield from self._stopped(targets)
@@ -153,9 +153,11 @@ class Changes:
 
         self._work.run(steps, client)
 
-    def _unwant(self, targets: Iterable[Instance]) -> None:
+    def _unwant(self, targets: Iterable[Instance], request: Document, peer: Peer) -> None:
+        who = accounts.name_of(peer.uid) or f"uid {peer.uid}"
         for one in targets:
-            self._supervisor.change(one, wanted=False, stops=one.stops + 1)
+            facts = {"stops": one.stops + 1, "stopper": f"pm3 {request['type']} by {who}"}
+            self._supervisor.change(one, wanted=False, **facts)
 
     def _stopped(self, targets: Sequence[Instance]) -> Steps:
         """Stops them, at once and in nobody's turn: a stop is obeyed whatever is under way. Gives an error reply, or None."""

@@ -42,6 +42,7 @@ class Instance:
         "seen",
         "slot",
         "spawn_id",
+        "stopper",
         "stops",
         "streams",
         "timers",
@@ -70,6 +71,7 @@ class Instance:
         self.stops = (
             0  # times that somebody asked for it to stop: by this a change under way sees that one came after it
         )
+        self.stopper = ""  # who that was the last time: "pm3 stop by root"
         self.life = Life(Policy.of(definition))
         self.spawn_id = ""
         self.running: Process | None = None

@@ -68,7 +68,7 @@ class Reload:
         if resisting:
             return "does not react to SIGKILL"
         if instance.stops != stops:
-            return walks.STOPPED_MEANWHILE
+            return walks.stopped_meanwhile(instance)
         yield from walks.start_in_order(self.supervisor, [instance], machine.Restart())
         return walks.why_failed(instance) if walks.has_failed(instance) else ""
 
@@ -80,7 +80,7 @@ class Reload:
 
         def objection() -> str:
             is_there = self.supervisor.instances.get(old.name) is old
-            return "" if is_there and old.stops == stops else walks.STOPPED_MEANWHILE
+            return "" if is_there and old.stops == stops else walks.stopped_meanwhile(old)
 
         swap = Swap(self.supervisor, old, new, walks.is_ready, objection)
         yield from swap.steps()

@@ -132,8 +132,13 @@ def why_failed(instance: Instance) -> str:
         check = f"{life.checks[0].value} has not passed in time" if life.checks else "it is unhealthy"
         return f"did not become ready: {check}" + (f" ({masked(life.complaint, instance)})" if life.complaint else "")
     if not instance.wanted:
-        return STOPPED_MEANWHILE
+        return stopped_meanwhile(instance)
     return masked(str(life.end), instance) if life.end is not None else f"is {life.status.value}"
+
+
+def stopped_meanwhile(instance: Instance) -> str:
+    """And by whom, where that is known."""
+    return STOPPED_MEANWHILE + (f" ({instance.stopper})" if instance.stopper else "")
 
 
 def too_late(seconds: float) -> str:
