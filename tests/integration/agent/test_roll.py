@@ -604,6 +604,50 @@ def test_a_name_is_taken_over(agent: Agent) -> None:
     assert agent.pids()["web"] == pid
 
 
+def test_what_was_taken_over_is_the_others_no_more(agent: Agent) -> None:
+    agent.apply({"web": release(agent, "1"), "api": release(agent, "api")}, project="other")
+    assert agent.apply({"web": release(agent, "1")}, take_over=True)["ok"]
+    definitions = agent.ask("snapshot")["definitions"]
+    assert (list(definitions["other"]), list(definitions["shop"])) == (["api"], ["web"])
+    assert not agent.apply({"api": release(agent, "api")}, project="other")["changed"]
+
+
+def test_what_comes_too_late_to_be_done_leaves_nothing_to_join(agent: Agent) -> None:
+    """Two go back at once, and there is one place to go back to: the second fails in its turn, and so does the same again."""
+    for number in "12":
+        agent.apply({"web": release(agent, number)})
+    gate = agent.folder / "gate"
+    check = {"readiness_check": f"exec://test -e {gate}", "readiness_timeout": 60}
+    agent.apply({"web": {**release(agent, "3"), **check}}, wait=False)
+    until(lambda: "3" in folders(agent), "something is under way")
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(rollback(agent, "2"))),
+        threading.Thread(target=lambda: results.append(agent.apply({"web": release(agent, "4")}))),
+    ]
+    for thread in threads:
+        thread.start()
+    gate.touch()
+    for thread in threads:
+        thread.join(20)
+    assert len(results) == 2
+    assert all(one["ok"] for one in results)
+    for _again in range(3):
+        rollback(agent)
+    assert "has no earlier revision" in rollback(agent)["message"]
+    assert "has no earlier revision" in rollback(agent)["message"]
+
+
+def test_what_cannot_be_ended_brings_nothing_back(agent: Agent) -> None:
+    """A project that is to go goes, also when it had failed before."""
+    agent.apply({"web": release(agent, "1")})
+    assert not agent.apply({"web": release(agent, "2", "exit 1")})["ok"]
+    assert agent.apply({}, state="absent")["ok"]
+    assert agent.instances() == {}
+    assert rollback(agent)["ok"], "and can come back"
+    assert folders(agent) == {"1"}
+
+
 def test_how_an_update_goes_may_come_with_the_request(agent: Agent) -> None:
     own = {**release(agent, "2"), "update": {"max_unavailable": 2}}
     made = agent.apply({"web": release(agent, "1"), "api": own}, update={"on_failure": "pause"})

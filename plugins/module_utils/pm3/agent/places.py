@@ -18,9 +18,13 @@ _NOT_ONE_PATH = ("@{", "*", "?", "[")
 def taken(definitions: Mapping[str, Definition]) -> dict[str, dict[str, str]]:
     """The paths of each process that lead through symbolic links, and where."""
     found: dict[str, dict[str, str]] = {}
+    real: dict[str, str] = {}  # most processes of a project are in one folder
     for name, one in definitions.items():
-        leads = {path: os.path.realpath(path) for path in _paths(one)}
-        through_links = {path: real for path, real in leads.items() if real != path}
+        for path in _paths(one):
+            if path not in real:
+                real[path] = os.path.realpath(path)
+        leads = {path: real[path] for path in _paths(one)}
+        through_links = {path: lead for path, lead in leads.items() if lead != path}
         if through_links:
             found[name] = through_links
     return found

@@ -76,6 +76,16 @@ class Projects:
             self._store.set_failure(project, found.revision, at, failure)
             self._current[project] = replace(found, failure=failure, failed_at=at)
 
+    def disown(self, project: str, processes: Iterable[str]) -> None:
+        """These are that project's now, and no other's."""
+        taken = set(processes)
+        for other, found in list(self._current.items()):
+            theirs = taken & set(found.definitions)
+            if other != project and theirs:
+                left = {name: one for name, one in found.definitions.items() if name not in theirs}
+                kept = {name: places for name, places in found.places.items() if name not in theirs}
+                self.keep(replace(self.made(other, left, theirs, kept, found.label, None), failure=found.failure))
+
     # Back
 
     def good_before(self, project: str, number: int, other_label: str | None = None) -> Revision | None:
@@ -120,9 +130,11 @@ class Projects:
         return self._store.revision(project, good[-1].revision)
 
     def failed_like(self, project: str, definitions: Mapping[str, Definition], places: Places) -> Revision | None:
-        """The newest revision that could not run here and asked for exactly this."""
+        """The newest revision that was taken back here and asked for exactly this."""
+        current = self.current(project)
         for one in reversed(self._store.revisions(project)):
-            if one.failed_at is not None and one.places == places:
+            is_past = current is not None and one.revision != current.revision
+            if is_past and one.failed_at is not None and one.places == places:
                 whole = self._store.revision(project, one.revision)
                 if whole is not None and whole.definitions == definitions:
                     return whole

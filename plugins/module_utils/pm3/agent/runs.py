@@ -59,8 +59,8 @@ class Wish:
     resting: Collection[str] | None = None  # of a run that is gone on with: what had been stopped when it began
 
     def same(self, other: Wish) -> bool:
-        facts = (self.definitions, self.state, self.prune, self.only, self.origin)
-        return facts == (other.definitions, other.state, other.prune, other.only, other.origin)
+        facts = (self.definitions, self.state, self.prune, self.only, self.origin, self.label)
+        return facts == (other.definitions, other.state, other.prune, other.only, other.origin, other.label)
 
 
 class Run:
@@ -135,9 +135,10 @@ class Runs:
             def steps() -> Steps:
                 # As it is now, not as it was when this was asked: what went before may have changed it.
                 run.wish = yield from self._wish(request, desired, pace, peer.uid)
-                yield from self._steps(run, request)
+                result = yield from self._run(run)
+                run.finish(result.document(request))
 
-            self._work.in_turn([wish.project], wish.definitions, steps, run)
+            self._work.in_turn([wish.project], wish.definitions, lambda: self._turn(run, steps()), run)
 
         self._work.run(first, client)
 
@@ -154,7 +155,8 @@ class Runs:
             )
             run = self._queued(wish)
             back = body.get("stage") == "back"
-            self._work.in_turn([project], wish.definitions, lambda run=run, back=back: self._go_on(run, back), run)  # type: ignore[misc]
+            steps = self._go_on(run, back)
+            self._work.in_turn([project], wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
 
     def abandon(self, why: str) -> None:
         """The agent ends, or becomes another: whoever waits is told what becomes of the change."""
@@ -292,35 +294,26 @@ class Runs:
 
     # A run
 
-    def _steps(self, run: Run, request: Document | None) -> Steps:
+    def _turn(self, run: Run, steps: Steps) -> Steps:
+        """The turn of a run; whatever ends it, nobody joins it any more."""
         try:
             with self._supervisor.sockets.changing():  # a socket of what is taken back stays open
-                result = yield from self._run(run)
-            run.finish(result.document(request))
-            if request is None:
-                self._say(run, result)
+                yield from steps
         finally:
             self._over(run)
 
     def _go_on(self, run: Run, back: bool) -> Steps:
-        return self._steps(run, None) if not back else self._steps_back(run)
-
-    def _steps_back(self, run: Run) -> Steps:
-        """A run that was going back when the agent died."""
-        try:
+        """With a run that another agent began. Who asked for it is gone, so how it ends is told to the log."""
+        if back:
             stops = walks.stops_of(self._supervisor)
             found = yield from self._planned(run.wish, Pace(self._supervisor.loop))
             result = yield from self._walked(run, run.wish, found, stops)
             self._conclude(run.wish.project, result)
-            run.finish(result.document(None))
-            self._say(run, result)
-        finally:
-            self._over(run)
-
-    def _say(self, run: Run, result: _Result) -> None:
-        """To the log: nobody was there to hear how it ended."""
-        failed = "; ".join(f"{row['name']} {row['reason']}" for row in result.failed())
+        else:
+            result = yield from self._run(run)
+        failed = "; ".join([_why(result.failed())] * bool(result.failed()) + result.remarks)
         self._supervisor.diagnose(f"project {run.wish.project}: " + (failed or "all is as it was to be"))
+        run.finish(result.document(None))
 
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
@@ -334,6 +327,7 @@ class Runs:
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
             self._projects.keep(made, _body(made, wish, found, self._resting(found)))
+            self._projects.disown(wish.project, found.definitions if wish.take_over else ())
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
@@ -392,6 +386,9 @@ class Runs:
         )
         good = self._projects.good_before(project, failed.revision)
         self._projects.judge(project, why, time.time())
+        if run.wish.state in (State.STOPPED, State.ABSENT):
+            self._supervisor.store.set_run(project, None)
+            return result
         if on_failure == updates.PAUSE:
             self._supervisor.store.set_run(project, None)
             result.remarks.append(
