@@ -297,6 +297,24 @@ def test_pause_leaves_it_half_done_and_the_next_apply_goes_on(agent: Agent) -> N
     assert [one["failure"] for one in history(agent)] == [None, None]
 
 
+def test_what_was_paused_before_goes_back_with_the_next(agent: Agent) -> None:
+    """The way back leads to the newest revision that has come up, whatever was left half done in between."""
+    common = {"instances": 2, "update": {"on_failure": "pause"}}
+    good = {"web": {**release(agent, "1"), **common}, "api": release(agent, "api1")}
+    agent.apply(good)
+    half = 'if [ "$PM3_INSTANCE_ID" = 1 ]; then exit 1; fi; exec sleep 1000'
+    paused = {**good, "web": {**release(agent, "2", half), **common}}
+    assert [row["action"] for row in agent.apply(paused)["instances"] if row["process"] == "web"] == [
+        "rolled",
+        "failed",
+    ]
+    made = agent.apply({**paused, "web": {**paused["web"], "instances": 1}, "api": release(agent, "api2", "exit 1")})
+    assert not made["ok"]
+    assert made["reverted"], made
+    assert folders(agent) == {"1", "api1"}
+    assert not agent.apply(good)["changed"]
+
+
 def test_a_paused_release_can_be_rolled_back(agent: Agent) -> None:
     common = {"instances": 2, "update": {"on_failure": "pause"}}
     agent.apply({"web": {**release(agent, "1"), **common}})

@@ -96,6 +96,11 @@ class Projects:
                 return self._store.revision(project, one.revision)
         return None
 
+    def changed_since(self, project: str, number: int) -> list[str]:
+        """The processes that revisions after that one have changed."""
+        later = (one for one in self._store.revisions(project) if one.revision > number)
+        return sorted({name for one in later for name in one.changed})
+
     def back_to(self, project: str, to: str | None, of_label: str | None) -> tuple[Revision | None, Revision]:
         """The revision that a rollback asks for, None where the project is there already; and the current one.
 

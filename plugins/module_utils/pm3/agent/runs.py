@@ -27,7 +27,7 @@ from .apply import Apply
 from .changes import cpus
 from .projects import Projects
 from .server import Client, Peer
-from .store import Revision
+from .store import Revision, StoreError
 from .supervisor import Supervisor
 from .tasks import Pace, Steps, paced
 from .work import Work
@@ -371,54 +371,55 @@ class Runs:
         """The end of a run: its revision has come up, or it has failed and stays as it is."""
         failed = result.failed()
         current = self._projects.current(project)
-        if current is not None:
-            if not failed:
-                self._projects.judge(project, None)
-            elif current.failure is not None and result.culprit is not None:
-                self._projects.judge(project, _why(failed), time.time())
-        self._supervisor.store.set_run(project, None)
+        if current is None or (failed and (current.failure is None or result.culprit is None)):
+            self._close(project)
+        elif failed:
+            self._close(project, (_why(failed), time.time()))
+        else:
+            self._close(project, (None, None))
+
+    def _close(self, project: str, verdict: tuple[str | None, float | None] | None = None) -> None:
+        """Notes that the run is over, and what became of the revision. On a full disk the next agent will find that out again."""
+        try:
+            if verdict is not None:
+                self._projects.judge(project, *verdict)
+            self._supervisor.store.set_run(project, None)
+        except StoreError as error:
+            self._supervisor.diagnose(str(error))
 
     def _after_failure(self, run: Run, result: _Result, failed: Revision) -> Steps:
         """The release did not come up: what it has changed goes back, or stays half done."""
-        project, why = failed.project, _why(result.failed())
-        on_failure = (
-            updates.of(result.culprit.definition.update).on_failure if result.culprit is not None else updates.PAUSE
-        )
-        good = self._projects.good_before(project, failed.revision)
-        self._projects.judge(project, why, time.time())
-        if run.wish.state in (State.STOPPED, State.ABSENT):
-            self._supervisor.store.set_run(project, None)
-            return result
-        if on_failure == updates.PAUSE:
-            self._supervisor.store.set_run(project, None)
-            result.remarks.append(
-                f"left half done (on_failure is pause); apply again to go on, or pm3 rollback {project}"
-            )
-            return result
+        good = self._projects.good_before(failed.project, failed.revision)
+        remark = self._obstacle(run.wish, result, failed, good)
+        if good is not None and remark is None:
+            return (yield from self._back(run, result, failed, good))
+        self._close(failed.project, (_why(result.failed()), time.time()))
+        result.remarks += [remark] if remark else []
+        return result
+
+    def _obstacle(self, wish: Wish, result: _Result, failed: Revision, good: Revision | None) -> str | None:
+        """Why nothing goes back; "" where there is nothing to be said of that, None where nothing is in the way."""
+        culprit = result.culprit
+        if culprit is None or wish.state in (State.STOPPED, State.ABSENT):
+            return ""
+        if updates.of(culprit.definition.update).on_failure == updates.PAUSE:
+            return f"left half done (on_failure is pause); apply again to go on, or pm3 rollback {failed.project}"
         if good is None:
-            self._supervisor.store.set_run(project, None)
-            if failed.revision > 1:
-                result.remarks.append("there is no earlier revision to go back to")
-            return result
-        gone_places = places.missing(places.moved(good.places))
-        if gone_places:
-            self._supervisor.store.set_run(project, None)
-            result.remarks.append(f"cannot go back to revision {good.revision}: {gone_places[0]} is not there any more")
-            return result
-        return (yield from self._back(run, result, failed, good))
+            return "there is no earlier revision to go back to" if failed.revision > 1 else ""
+        gone = places.missing(places.moved(good.places))
+        if gone:
+            return f"cannot go back to revision {good.revision}: {gone[0]} is not there any more"
+        return _IN_PLACE if _brought_back(good) == failed.definitions else None
 
     def _back(self, run: Run, result: _Result, failed: Revision, good: Revision) -> Steps:
         definitions_then = _brought_back(good)
-        if definitions_then == failed.definitions:
-            self._supervisor.store.set_run(failed.project, None)
-            result.remarks.append(_IN_PLACE)
-            return result
-        touched = {name: one for name, one in definitions_then.items() if name in failed.changed}
+        changed = self._projects.changed_since(failed.project, good.revision)
+        touched = {name: one for name, one in definitions_then.items() if name in changed}
         wish = Wish(
             failed.project,
             touched,
             prune=False,
-            gone=tuple(name for name in failed.changed if name not in definitions_then),
+            gone=tuple(name for name in changed if name not in definitions_then),
             path=run.wish.path,
             label=good.label,
             origin=good.revision,
@@ -427,9 +428,10 @@ class Runs:
         found = yield from self._planned(wish, Pace(self._supervisor.loop))
         kept = tuple(self._pinned_live(row) for row in found.rows)
         found = replace(found, rows=kept, definitions=definitions_then)
-        changed = {row.process for row in found.rows if row.action is not Action.NONE}
-        facts = (changed, places.taken(definitions_then), good.label, None, good.revision)
+        back_again = {row.process for row in found.rows if row.action is not Action.NONE}
+        facts = (back_again, places.taken(definitions_then), good.label, None, good.revision)
         made = self._projects.made(failed.project, definitions_then, *facts)
+        self._projects.judge(failed.project, _why(result.failed()), time.time())
         self._projects.keep(made, _body(made, wish, found, self._resting(found), stage="back"))
         for row in found.rows:
             if row.action is not Action.NONE:

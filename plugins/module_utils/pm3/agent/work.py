@@ -17,6 +17,7 @@ from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
 from . import walks
 from .instance import Instance
+from .store import StoreError
 from .supervisor import Supervisor
 from .tasks import Steps, Task, Turns
 
@@ -85,7 +86,7 @@ class Work:
                 task.value()
             except DefinitionError as error:
                 client.finish(messages.error(str(error), error.problems))
-            except (Refused, Unfit) as error:
+            except (Refused, Unfit, StoreError) as error:
                 client.finish(messages.error(str(error)))
             except Exception as error:
                 client.finish(messages.error(f"the agent failed at this request: {type(error).__name__}: {error}"))
