@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,11 @@ class Agent:
 
     def pids(self) -> dict[str, int]:
         return {name: one["pid"] for name, one in self.instances().items()}
+
+    def under_way(self) -> list[str]:
+        """The projects that are being changed, as another agent would find them."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.data_dir}/store.sqlite?mode=ro", uri=True)) as store:
+            return [row[0] for row in store.execute("SELECT project FROM runs")]
 
     def pid(self) -> int:
         return int((self.data_dir / "pm3.pid").read_text())

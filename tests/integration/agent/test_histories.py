@@ -1,15 +1,17 @@
-"""Random histories of a real agent: what is applied, stopped, restarted, killed and upgraded, several things at once, in any order.
+"""Random histories of a real agent: what is applied, taken back, stopped, held, killed and upgraded, several at once, in any order.
 
 After each step the promises are checked against what /proc shows (DESIGN.md, section 7): I1 at most one main process per instance,
-I2 nothing left of what was stopped, I3 a stop stays a stop, I4 every process is tracked or dead, I5 a second apply does nothing, I8
-descriptors do not grow. A history is the work of its seed alone. One that breaks a promise is told as a story, with the seed that
-brings it back: `PM3_HISTORIES=SEED:` runs that one, `PM3_HISTORIES=100` a hundred others.
+and one beside it only while it is replaced, I2 nothing left of what was stopped, I3 a stop stays a stop, I4 every process is tracked
+or dead, I5 a second apply does nothing, I8 descriptors do not grow, and nothing is kept as under way when nothing is; and promise 2:
+what was taken back runs as it did before. A history is the work of its seed alone. One that breaks a promise is told as a story, with
+the seed that brings it back: `PM3_HISTORIES=SEED:` runs that one, `PM3_HISTORIES=100` a hundred others.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -37,8 +39,33 @@ PROGRAMS = {
     "fails at once": {"command": "false", "max_restarts": 2},
     "fails after a while": {"command": "sh -c 'sleep 0.1; exit 3'", "max_restarts": 2},
     "does not exist": {"command": "no-such-program", "max_restarts": 1},
+    "starts first": {"command": "sleep 1006", "update": {"order": "start_first"}},
+    "starts first with a check": {
+        "command": "sh -c 'touch up-$PM3_NAME; exec sleep 1007'",
+        "readiness_check": "exec://sh -c 'test -e up-$PM3_NAME'",
+        "update": {"order": "start_first", "max_surge": 2},
+    },
+    "two at a time": {"command": "sleep 1008", "update": {"max_unavailable": 2}},
+    "reads a file": {"command": "sleep 1009", "restart_when_changed": ["settings"]},
+    "waits": {"command": "sleep 1010", "update": {"on_failure": "pause"}},
+    "is never ready": {
+        "command": "sleep 1011",
+        "readiness_check": "exec://false",
+        "readiness_timeout": 0.2,
+        "update": {"order": "start_first", "deadline": 1},
+    },
+    "falls too early": {"command": "sh -c 'sleep 0.15; exit 4'", "max_restarts": 2, "min_uptime": 400},
+    "is left half done": {
+        "command": "sh -c 'test $PM3_INSTANCE_ID = 0 && exec sleep 1012'",
+        "max_restarts": 1,
+        "update": {"on_failure": "pause"},
+    },
+    "falls as the second": {"command": "sh -c 'test $PM3_INSTANCE_ID != 1 && exec sleep 1013'", "max_restarts": 1},
 }
-LASTING = ("sleeps", "sleeps differently", "ignores TERM", "has children", "has stubborn children")
+LASTING = (
+    *("sleeps", "sleeps differently", "ignores TERM", "has children", "has stubborn children"),
+    *("starts first", "starts first with a check", "two at a time", "reads a file", "waits"),
+)
 WORKING = ("does its work", "does its work slowly")
 NAMES = ("db", "api", "web")
 
@@ -64,6 +91,10 @@ class History:
         self.random = random.Random(seed)
         self.story: list[str] = []
         self.definitions: dict[str, Any] = {}  # as last applied
+        self.is_known = False  # what runs must be what the current revision says, if that has come up
+        self.held: set[str] = set()  # processes
+        self.was_held = False
+        self.surging: set[str] = set()  # processes that may have had two copies of an instance
         self.stopped: set[str] = set()  # instances at whose stop nothing was undone since
 
     def tell(self, text: str) -> None:
@@ -84,6 +115,12 @@ class History:
                     self.crash,
                     self.upgrade,
                     self.meet,
+                    self.roll,
+                    self.roll,
+                    self.roll_back,
+                    self.change_files,
+                    self.reload,
+                    self.hold,
                 ]
             )
             chosen()
@@ -97,7 +134,9 @@ class History:
         found: dict[str, Any] = {}
         for name in self.random.sample(NAMES, self.random.randint(1, len(NAMES))):
             kind = self.random.choice(list(PROGRAMS) if self.random.random() < 0.4 else LASTING)
-            table = {**PROGRAMS[kind], "min_uptime": 20, "instances": self.random.randint(1, 3)}
+            table = {"min_uptime": 20, **PROGRAMS[kind], "instances": self.random.randint(1, 3)}
+            if kind.startswith("starts first") or kind == "is never ready":
+                self.surging.add(name)
             if self.random.random() < 0.3:
                 table["env"] = {"COLOUR": self.random.choice(["red", "blue"])}
             if self.random.random() < 0.2:
@@ -110,13 +149,96 @@ class History:
         return found
 
     def apply(self) -> None:
+        self.define()
+        self.tell(f"apply {briefly(self.definitions)}")
+        self.apply_and_look()
+
+    def define(self) -> None:
         self.definitions = self.some_definitions()
-        short = {
-            name: (one["command"], one["instances"], one.get("depends_on")) for name, one in self.definitions.items()
-        }
-        self.tell(f"apply {short}")
         self.stopped.clear()
-        self.ask("apply", project="shop", definitions=self.definitions, base=str(self.agent.folder))
+        self.is_known = True
+
+    def request(self, **fields: Any) -> dict[str, Any]:
+        return {"project": "shop", "definitions": self.definitions, "base": str(self.agent.folder), **fields}
+
+    def apply_and_look(self, **fields: Any) -> dict[str, Any]:
+        """Promise 2: it is as it was asked for, or as it was before, or somebody is told why neither."""
+        until(lambda: not self.agent.under_way(), "what another agent had begun is over")
+        before = self.told()
+        made = self.ask("apply", **(fields or self.request()))
+        if made["type"] != "result":
+            return made
+        now = self.told()
+        if made["reverted"]:
+            assert now["failure"] is None, f"it went back, to {now}"
+            if before.get("failure", "nothing") is None:
+                assert now["definitions"] == before["definitions"], f"promise 2: {before} became {now}"
+            # Files do not go back: what was not replaced runs with those of before, and the next apply says so.
+            self.check_repeated(now["definitions"], reading_files=False)
+        elif made["ok"] and now:
+            assert now["failure"] is None, f"it has come up, and {now}"
+        self.check_what_runs()
+        return made
+
+    def told(self) -> dict[str, Any]:
+        """What the agent says of the project: its current revision, and its definitions."""
+        found = self.agent.ask("history", project="shop")
+        if found["type"] == "error":
+            return {}
+        definitions = self.agent.ask("snapshot")["definitions"].get("shop", {})
+        return {**found["revisions"][-1], "definitions": definitions}
+
+    def roll(self) -> None:
+        """Something that happens while an apply is under way; what is stopped then stays so."""
+        until(lambda: not self.agent.under_way(), "what another agent had begun is over")
+        self.define()
+        self.tell(f"begin to apply {briefly(self.definitions)}")
+        self.ask("apply", **self.request(wait=False))
+        for _time in range(self.random.randint(1, 3)):
+            self.random.choice([self.stop, self.crash, self.upgrade, self.kill_one, lambda: None])()
+            self.check_always()
+        if self.random.random() < 0.5:
+            self.check_quiet()
+
+    def roll_back(self) -> None:
+        self.tell("roll back")
+        self.stopped.clear()
+        self.is_known = not self.held
+        fields = {"rollback_to": ""} if self.random.random() < 0.7 else {"rollback_to": str(self.random.randint(1, 5))}
+        self.apply_and_look(project="shop", **fields)
+        self.definitions = self.told().get("definitions", {})
+
+    def change_files(self) -> None:
+        (self.agent.folder / "settings").write_text(str(self.random.random()))
+        if not self.definitions:
+            return
+        self.tell("files change, and apply once more")
+        self.stopped.clear()
+        up = {name for name, one in self.agent.instances().items() if one["status"] == "online" and one["wanted"]}
+        made = self.apply_and_look()
+        reading = {name for name, table in self.definitions.items() if "restart_when_changed" in table} - self.held
+        for row in made["instances"] if made.get("ok") else ():
+            if row["name"] in up and row["process"] in reading:
+                assert row["action"] != "none", f"it runs with settings of before: {row}"
+
+    def reload(self) -> None:
+        names = self.some_names()
+        self.tell(f"reload {names}")
+        named = self.matching(names)
+        self.stopped -= named
+        self.surging |= {name.partition(":")[0] for name in named}
+        self.ask("reload", names=names)
+
+    def hold(self) -> None:
+        if self.held:
+            self.tell(f"release {self.held}")
+            self.ask("release", names=sorted(self.held))
+            self.held.clear()
+        else:
+            names = {name.partition(":")[0] for name in self.some_names()}
+            self.tell(f"hold {names}")
+            if self.ask("hold", names=sorted(names), reason="to see")["type"] == "success":
+                self.held, self.was_held, self.is_known = names, True, False
 
     def stop(self) -> None:
         names = self.some_names()
@@ -138,6 +260,7 @@ class History:
             names = [self.random.choice(list(self.definitions))]
             self.tell(f"start {names}")
             self.stopped.clear()  # it starts what they depend on, too
+            self.is_known = False  # what does not come up is told, and not taken back
             self.ask("start", configs=self.definitions, names=names, wait=self.random.random() < 0.5)
 
     def kill_one(self) -> None:
@@ -165,22 +288,23 @@ class History:
     def meet(self) -> None:
         """Several at once: changes of several clients, and perhaps a crash in their midst."""
         changes: list[tuple[str, dict[str, Any]]] = []
+        told: list[Any] = []
         for _change in range(self.random.randint(2, 4)):
-            kind = self.random.choice(["apply", "stop", "restart"])
+            kind = self.random.choice(["apply", "apply", "stop", "restart", "reload", "roll back"])
             if kind == "apply":
-                self.definitions = self.some_definitions()
-                changes.append(
-                    ("apply", {"project": "shop", "definitions": self.definitions, "base": str(self.agent.folder)})
-                )
+                self.define()
+                changes.append(("apply", self.request()))
+            elif kind == "roll back":
+                changes.append(("apply", {"project": "shop", "rollback_to": ""}))
             else:
-                changes.append((kind, {"names": self.some_names()}))
+                names = self.some_names()
+                self.surging |= {one.partition(":")[0] for one in names} if kind == "reload" else set()
+                changes.append((kind, {"names": names}))
+            told.append((kind, changes[-1][1].get("names") or briefly(changes[-1][1].get("definitions", {}))))
         end = self.random.choice(["nothing", "nothing", "crash", "upgrade"])
-        told = [
-            fields.get("names") or {n: (t["command"], t["instances"]) for n, t in fields["definitions"].items()}
-            for _k, fields in changes
-        ]
-        self.tell(f"at once: {[(kind, one) for (kind, _fields), one in zip(changes, told)]}, then {end}")
+        self.tell(f"at once: {told}, then {end}")
         self.stopped.clear()
+        self.is_known = False
         threads = [threading.Thread(target=self.ask, args=(kind,), kwargs=fields) for kind, fields in changes]
         for thread in threads:
             thread.start()
@@ -189,9 +313,10 @@ class History:
         for thread in threads:
             thread.join()
         # Which of several applies came last, only the agent knows; another one says it for certain.
-        if any(kind == "apply" for kind, _fields in changes):
+        if any(kind == "apply" for kind, _fields in changes) and self.definitions:
             self.tell("(and the last of them once more)")
-            self.ask("apply", project="shop", definitions=self.definitions, base=str(self.agent.folder))
+            self.is_known = True
+            self.apply_and_look()
 
     def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
         try:
@@ -214,7 +339,8 @@ class History:
         return {name for name, one in self.agent.instances().items() if name in names or one["process"] in names}
 
     def at_rest_after(self, names: list[str]) -> set[str]:
-        return {name for name in self.matching(names) if not self.agent.instance(name)["wanted"]}
+        shown = self.agent.instances()  # some may have been removed meanwhile
+        return {name for name in self.matching(names) if not shown.get(name, {}).get("wanted", True)}
 
     def processes(self) -> list[Process]:
         """All live processes that this agent, or one before it, started."""
@@ -235,7 +361,11 @@ class History:
         for one in self.processes():
             if one.pid == one.session and alive(one.pid):
                 mains.setdefault(one.name, []).append(one)
-        double = {name: found for name, found in mains.items() if len([one for one in found if alive(one.pid)]) > 1}
+        double = {
+            name: found
+            for name, found in mains.items()
+            if len([one for one in found if alive(one.pid)]) > (2 if name.partition(":")[0] in self.surging else 1)
+        }
         assert not double, f"I1: more than one main process: {double}"
         awake = {name for name in self.stopped if self.agent.instances().get(name, {}).get("pid")}
         assert not awake, f"I3: started again without being asked: {awake}"
@@ -258,30 +388,83 @@ class History:
             and (one["last_exit"] is None or one["last_exit"]["cause"] == "user")
         ]
         assert not forgotten, f"I4: wanted, and never started: {forgotten}"
+        awake = {name for name in self.stopped if shown.get(name, {}).get("pid")}
+        assert not awake, f"I3: started again without being asked: {awake}"
+        if self.is_known and self.told().get("failure", "nothing") is None:
+            self.check_what_runs()
+
+    def check_what_runs(self) -> None:
+        """Promise 2: what lasts runs as the current revision says, if that has come up."""
+        now = self.told()
+        if not self.is_known or now.get("failure", "nothing") is not None:
+            return
+        programs = {name: shlex.split(table["command"]) for name, table in now["definitions"].items() if lasts(table)}
+        for name, one in self.agent.instances().items():
+            if one["process"] in programs and one["process"] not in self.held and one["pid"]:
+                found = command_of(one["pid"])
+                expected = programs[one["process"]]
+                # A shell may have become what it ran in the end.
+                assert found in ([], expected) or found == shlex.split(expected[-1])[-2:], (
+                    f"promise 2: {name} runs {found}, revision {now['revision']} says {expected}"
+                )
 
     def quiet(self) -> dict[str, Any]:
+        if self.agent.under_way():
+            return {}
         shown = self.agent.instances()
         busy = [name for name, one in shown.items() if one["phase"] in BUSY]
         return {} if busy else shown or {"nothing": {"pid": None, "wanted": False, "phase": "down"}}
 
     def check_second_apply(self) -> None:
+        if self.held:
+            self.hold()
         if not self.definitions:
             return
-        fields = {"project": "shop", "definitions": self.definitions, "base": str(self.agent.folder)}
+        self.is_known = True
         self.tell("apply that twice")
-        first = self.ask("apply", **fields)
-        if not first.get("ok"):
-            return
-        second = self.ask("apply", **fields)
-        done = {row["name"]: row["action"] for row in second["instances"] if row["action"] != "none"}
-        moving = {name for name, table in self.definitions.items() if not rests_or_lasts(table)}
+        if self.apply_and_look().get("ok"):
+            self.check_repeated(self.definitions)
+
+    def check_repeated(self, definitions: dict[str, Any], reading_files: bool = True) -> None:
+        """I5: what is there already is applied without any action."""
+        again = self.ask("apply", **self.request(definitions=definitions))
+        if again["type"] == "error" and self.was_held:
+            return  # what is held may depend on what the others do not define any more
+        done = {row["name"]: (row["action"], row["reason"]) for row in again["instances"] if row["action"] != "none"}
+        moving = {
+            name
+            for name, table in definitions.items()
+            if not rests_or_lasts(table) or ("restart_when_changed" in table and not reading_files)
+        }
         assert not {name for name in done if name.partition(":")[0] not in moving}, f"I5: {done}"
+
+
+def kind_of(table: dict[str, Any]) -> str:
+    return next(kind for kind, program in PROGRAMS.items() if program["command"] == table["command"])
+
+
+def lasts(table: dict[str, Any]) -> bool:
+    return kind_of(table) in LASTING
 
 
 def rests_or_lasts(table: dict[str, Any]) -> bool:
     """Whether what it starts, once it is up, stays as it is. Another may end between two applies."""
-    kind = next(kind for kind, program in PROGRAMS.items() if program["command"] == table["command"])
-    return kind in LASTING or (kind in WORKING and table.get("restart") != "always")
+    return lasts(table) or (kind_of(table) in WORKING and table.get("restart") != "always")
+
+
+def briefly(definitions: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: (kind_of(one), one.get("instances", 1), one.get("depends_on"), one.get("env"), one.get("restart"))
+        for name, one in definitions.items()
+    }
+
+
+def command_of(pid: int) -> list[str]:
+    try:
+        program, *words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] or [""]
+        return [os.path.basename(program), *words] if program else []
+    except OSError:
+        return []  # it was killed meanwhile
 
 
 def descriptors(pid: int) -> dict[str, int]:
@@ -316,6 +499,7 @@ def test_a_history_keeps_the_promises(agent: Agent, seed: int) -> None:
         history.tell("everything is removed")
         agent.apply({}, state="absent")
         assert not history.processes(), f"I2: removed, but there is still {history.processes()}"
+        until(lambda: not agent.under_way(), "I8: nothing is kept as under way")
         until(lambda: descriptors(agent.pid()) == before, f"I8: the same descriptors as in the beginning, {before}")
         until(lambda: descriptors(keeper) == kept, f"I8: the keeper has the same, too, {kept}")
         assert os.listdir(agent.data_dir / "run") == []

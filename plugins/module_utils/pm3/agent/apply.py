@@ -11,7 +11,7 @@ before the end. What is to become of the others then is not decided here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -46,6 +46,9 @@ class Apply:
     patient: bool = True  # wait until everything has settled; else only as long as order and first moments need
     on_row: Callable[[result_rows.Row], None] = lambda row: None
     on_step: OnStep = lambda name, step: None
+    unproven: Collection[
+        str
+    ] = ()  # processes that an agent before us had begun to change: what runs of them has to come up yet
     rows: dict[str, result_rows.Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     culprit: Change | None = None  # the first that failed for a reason of its own, and not because somebody stopped it
@@ -133,7 +136,14 @@ class Apply:
         coming = [change for change in changes if change.action in _LIVE and self._is_coming(change)]
         begun = {self._begin(change): change for change in fresh if change.name not in self.rows}
         begun.update((self.supervisor.instances[change.name], change) for change in coming)
-        judge = walks.is_settled if replaced else walks.is_begun if last and not self.patient else walks.is_ready
+        unproven = any(change.process in self.unproven for change in changes)
+        judge = (
+            walks.is_settled
+            if replaced or unproven
+            else walks.is_begun
+            if last and not self.patient
+            else walks.is_ready
+        )
         yield from self._await(begun, judge)
         if replaced:
             yield from self._roll(replaced)
@@ -170,7 +180,11 @@ class Apply:
 
     def _is_coming(self, change: Change) -> bool:
         instance = self.supervisor.instances.get(change.name)
-        return instance is not None and instance.life.phase in (Phase.PREPARING, Phase.SPAWNING, Phase.STARTING)
+        if instance is None:
+            return False
+        phase = instance.life.phase
+        is_unproven = phase is Phase.ONLINE and change.process in self.unproven
+        return phase in (Phase.PREPARING, Phase.SPAWNING, Phase.STARTING) or is_unproven
 
     def _is_down(self, change: Change) -> bool:
         instance = self.supervisor.instances.get(change.was or change.name)
@@ -299,7 +313,8 @@ class Apply:
 
     def _has_come_up(self, change: Change, instance: Instance) -> None:
         """From now on until the end it must stay up: a release may well die after some seconds."""
-        if change.name not in self.failures and change.action not in _LIVE and change.name not in self.came_up:
+        is_ours = change.action not in _LIVE or change.process in self.unproven
+        if change.name not in self.failures and is_ours and change.name not in self.came_up:
             self.came_up[change.name] = (change, instance.spawn_id)
             self.supervisor.watch(change.name, self._look)
             self._look(instance)

@@ -153,16 +153,22 @@ class Changes:
 
         self._work.run(steps, client)
 
-    def _unwant(self, targets: Iterable[Instance], request: Document, peer: Peer) -> None:
+    def _unwant(self, targets: Sequence[Instance], request: Document, peer: Peer) -> None:
         who = accounts.name_of(peer.uid) or f"uid {peer.uid}"
+        self._projects.stopped(one.name for one in targets)
         for one in targets:
             facts = {"stops": one.stops + 1, "stopper": f"pm3 {request['type']} by {who}"}
             self._supervisor.change(one, wanted=False, **facts)
 
     def _stopped(self, targets: Sequence[Instance]) -> Steps:
         """Stops them, at once and in nobody's turn: a stop is obeyed whatever is under way. Gives an error reply, or None."""
+        # What takes over from one of them, or leaves for one, is that instance, too (I2).
+        meant = {(one.process, one.number) for one in targets}
+        copies = [one for one in self._supervisor.beside if (one.process, one.number) in meant]
+        for one in copies:
+            one.wanted = False
         # One that somebody has started since is left to run: the later word counts.
-        resisting = yield from walks.stop_in_order(self._supervisor, targets, lambda one: not one.wanted)
+        resisting = yield from walks.stop_in_order(self._supervisor, [*targets, *copies], lambda one: not one.wanted)
         if resisting:
             return messages.error(f"failed to stop '{_listed(resisting)}': it does not react to SIGKILL")
         return None

@@ -10,6 +10,7 @@ failed, is no place to go back to.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ..model.definition import Definition
 from ..model.problems import DefinitionError, Problem
 from .instance import Instance
 from .places import Places
-from .store import Revision, Store
+from .store import Revision, Store, StoreError
 
 UNFINISHED = "not finished"  # as the failure of a revision whose instances are still being changed
 
@@ -86,12 +87,26 @@ class Projects:
                 kept = {name: places for name, places in found.places.items() if name not in theirs}
                 self.keep(replace(self.made(other, left, theirs, kept, found.label, None), failure=found.failure))
 
+    def stopped(self, names: Iterable[str]) -> None:
+        """Somebody stops instances: an agent that goes on with what is under way is not to start them again (I3)."""
+        gone = set(names)
+        for project, run in self._store.runs().items():
+            left = [name for name in run["resting"] if name not in gone]
+            if left != run["resting"]:
+                with contextlib.suppress(StoreError):  # a full disk does not prevent a stop
+                    self._store.set_run(project, {**run, "resting": left})
+
     # Back
 
-    def good_before(self, project: str, number: int, other_label: str | None = None) -> Revision | None:
-        """The newest revision before that one which has come up, and brought back none; of another label, if one is given."""
+    def good_before(
+        self, project: str, number: int, other_label: str | None = None, brought_back: bool = False
+    ) -> Revision | None:
+        """The newest revision before that one which has come up; of another label, if one is given.
+
+        Unless `brought_back`, none that brought back another: going back twice is to go back further.
+        """
         for one in reversed(self._store.revisions(project)):
-            is_good = one.failure is None and one.origin is None
+            is_good = one.failure is None and (brought_back or one.origin is None)
             if one.revision < number and is_good and (other_label is None or one.label != other_label):
                 return self._store.revision(project, one.revision)
         return None

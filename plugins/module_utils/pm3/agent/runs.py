@@ -69,6 +69,8 @@ class Run:
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
         self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when its turn came
+        self.unproven: Collection[str] = ()  # processes that it had begun to change under an agent before us
+        self.owners: dict[str, str] = {}  # processes that it takes over, and the projects that they belonged to
         self.left_alone = False  # it leaves alone what somebody has stopped since it began
         self._clients: list[tuple[Client, bool]] = []
         self._news: dict[str, Document] = {}  # the last that was told of each instance
@@ -154,6 +156,8 @@ class Runs:
                 f"project {project}: goes on with revision {current.revision}, which was being applied"
             )
             run = self._queued(wish)
+            run.unproven = current.changed
+            run.owners = body.get("owners", {})
             back = body.get("stage") == "back"
             steps = self._go_on(run, back)
             self._work.in_turn([project], wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
@@ -253,9 +257,7 @@ class Runs:
             # Somebody has stopped these since the run began, and nothing but a start or an apply undoes that (I3).
             resting = self._resting(found)
             kept = [
-                replace(row, action=Action.NONE, reason=walks.STOPPED_MEANWHILE, changes=())
-                if row.name in resting and row.name not in wish.resting
-                else row
+                _left_stopped(row) if row.name in resting and row.name not in wish.resting else row
                 for row in found.rows
             ]
             found = replace(found, rows=tuple(kept))
@@ -266,6 +268,12 @@ class Runs:
         everything = self._supervisor.instances
         started = (row.name for row in found.rows if row.action is Action.STARTED)
         return {name for name in started if name in everything and not everything[name].wanted}
+
+    def _never_stopped(self, run: Run) -> frozenset[str]:
+        """What nobody has stopped since the run began, be it under another agent."""
+        now, before, resting = walks.stops_of(self._supervisor), run.stops or {}, run.wish.resting
+        never = {name for name, stops in now.items() if stops == before.get(name, 0)}
+        return frozenset(never if resting is None else never.intersection(resting))
 
     def _is_new(self, wish: Wish, found: Plan) -> bool:
         """Whether this makes a new revision."""
@@ -303,17 +311,25 @@ class Runs:
             self._over(run)
 
     def _go_on(self, run: Run, back: bool) -> Steps:
-        """With a run that another agent began. Who asked for it is gone, so how it ends is told to the log."""
-        if back:
-            stops = walks.stops_of(self._supervisor)
-            found = yield from self._planned(run.wish, Pace(self._supervisor.loop))
-            result = yield from self._walked(run, run.wish, found, stops)
-            self._conclude(run.wish.project, result)
-        else:
-            result = yield from self._run(run)
+        """With a run that another agent began; `back`: that was going back. How it ends is told to the log: who asked for it is gone."""
+        try:
+            result = yield from self._gone_on_back(run) if back else self._run(run)
+        except DefinitionError as error:  # what it wants has become impossible since, and will not be possible again
+            self._close(run.wish.project)
+            self._supervisor.diagnose(f"project {run.wish.project}: cannot go on: {error}")
+            raise
         failed = "; ".join([_why(result.failed())] * bool(result.failed()) + result.remarks)
         self._supervisor.diagnose(f"project {run.wish.project}: " + (failed or "all is as it was to be"))
         run.finish(result.document(None))
+
+    def _gone_on_back(self, run: Run) -> Steps:
+        run.stops = stops = walks.stops_of(self._supervisor)
+        found = yield from self._planned(run.wish, Pace(self._supervisor.loop))
+        found = replace(found, rows=tuple(map(self._pinned_live, found.rows)))
+        result = yield from self._walked(run, run.wish, found, stops)
+        yield from self._give_back(run, result)
+        self._conclude(run.wish.project, result)
+        return result
 
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
@@ -321,30 +337,33 @@ class Runs:
         found = yield from self._planned(wish, pace)
         run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
         self._refuse_what_failed(wish)
+        run.owners.update(self._owners(wish, found))
         changes = found.changed
         if self._is_new(wish, found):
             changed = {row.process for row in found.rows if row.action is not Action.NONE}
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
-            self._projects.keep(made, _body(made, wish, found, self._resting(found)))
-            self._projects.disown(wish.project, found.definitions if wish.take_over else ())
+            self._projects.keep(made, _body(made, run, wish, found, self._resting(found)))
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
             if current is not None:
-                self._supervisor.store.set_run(wish.project, _body(current, wish, found, self._resting(found)))
+                self._supervisor.store.set_run(wish.project, _body(current, run, wish, found, self._resting(found)))
         if pace.over():
             yield pace
         result = yield from self._walked(run, wish, found, stops)
         current = self._projects.current(wish.project)
         whole = wish.only is None and wish.state is State.PRESENT
-        if current is not None and (changes or (whole and current.failure is not None)):
+        resumed = wish.resting is not None  # all may have been done but its end
+        if current is not None and (changes or resumed or (whole and current.failure is not None)):
             if result.culprit is not None and current.failure is not None:
                 result = yield from self._after_failure(run, result, current)
             else:
                 if result.culprit is not None and result.culprit.action is Action.ROLLED:
                     result.remarks.append(_IN_PLACE)  # no revision was made, so what it was started with has changed
                 self._conclude(wish.project, result)
+        if not result.failed():
+            self._projects.disown(wish.project, run.owners)
         if changes:
             self._supervisor.checkpoint()
         if pace.over():
@@ -360,6 +379,7 @@ class Runs:
             stops,
             on_row=lambda row: run.tell("row", row["name"], row),
             on_step=lambda name, step: run.tell("step", name, {"name": name, "step": step}),
+            unproven=run.unproven,
         )
         made = yield from walk.steps()
         current = self._projects.current(wish.project)
@@ -389,7 +409,7 @@ class Runs:
 
     def _after_failure(self, run: Run, result: _Result, failed: Revision) -> Steps:
         """The release did not come up: what it has changed goes back, or stays half done."""
-        good = self._projects.good_before(failed.project, failed.revision)
+        good = self._projects.good_before(failed.project, failed.revision, brought_back=True)
         remark = self._obstacle(run.wish, result, failed, good)
         if good is not None and remark is None:
             return (yield from self._back(run, result, failed, good))
@@ -413,8 +433,12 @@ class Runs:
 
     def _back(self, run: Run, result: _Result, failed: Revision, good: Revision) -> Steps:
         definitions_then = _brought_back(good)
-        changed = self._projects.changed_since(failed.project, good.revision)
-        touched = {name: one for name, one in definitions_then.items() if name in changed}
+        before = failed.definitions
+        changed = {*self._projects.changed_since(failed.project, good.revision), *before} - set(run.owners)
+        touched = {
+            name: one for name, one in definitions_then.items() if name in failed.changed or one != before.get(name)
+        }
+        origin = good.origin or good.revision
         wish = Wish(
             failed.project,
             touched,
@@ -422,24 +446,50 @@ class Runs:
             gone=tuple(name for name in changed if name not in definitions_then),
             path=run.wish.path,
             label=good.label,
-            origin=good.revision,
+            origin=origin,
+            resting=self._never_stopped(run),
         )
         stops = walks.stops_of(self._supervisor)
         found = yield from self._planned(wish, Pace(self._supervisor.loop))
         kept = tuple(self._pinned_live(row) for row in found.rows)
         found = replace(found, rows=kept, definitions=definitions_then)
         back_again = {row.process for row in found.rows if row.action is not Action.NONE}
-        facts = (back_again, places.taken(definitions_then), good.label, None, good.revision)
+        facts = (back_again, places.taken(definitions_then), good.label, None, origin)
         made = self._projects.made(failed.project, definitions_then, *facts)
         self._projects.judge(failed.project, _why(result.failed()), time.time())
-        self._projects.keep(made, _body(made, wish, found, self._resting(found), stage="back"))
+        self._projects.keep(made, _body(made, run, wish, found, self._resting(found), stage="back"))
         for row in found.rows:
             if row.action is not Action.NONE:
                 run.tell("step", row.name, {"name": row.name, "step": "reverting"})
         back = yield from self._walked(run, wish, found, stops)
+        yield from self._give_back(run, back)
         self._conclude(failed.project, back)
-        result.take_back(back, good.revision, made.revision)
+        result.take_back(back, origin, made.revision)
         return result
+
+    def _owners(self, wish: Wish, found: Plan) -> dict[str, str]:
+        """The projects from which the plan takes processes over."""
+        everything = self._supervisor.instances
+        there = ((row.process, everything.get(row.was or row.name)) for row in found.rows if not row.held)
+        return {
+            process: one.project
+            for process, one in there
+            if one is not None and one.project is not None and one.project != wish.project
+        }
+
+    def _give_back(self, run: Run, back: _Result) -> Steps:
+        """What the release has taken over from other projects is theirs again, and runs as they have it."""
+        for owner in sorted(set(run.owners.values())):
+            names = {name for name, project in run.owners.items() if project == owner}
+            theirs = {name: one for name, one in self._projects.definitions(owner).items() if name in names}
+            resting = self._never_stopped(run)
+            wish = Wish(owner, theirs, prune=False, take_over=True, path=run.wish.path, resting=resting)
+            stops = walks.stops_of(self._supervisor)
+            found = yield from self._planned(wish, Pace(self._supervisor.loop))
+            given = yield from self._walked(run, wish, found, stops)
+            back.rows += given.rows
+            back.found = replace(back.found, rows=(*back.found.rows, *given.found.rows))
+            back.culprit, back.timed_out = back.culprit or given.culprit, back.timed_out or given.timed_out
 
     def _pinned_live(self, row: Change) -> Change:
         """One that was never replaced runs where it shall already: its definition says so from now on, and it goes on."""
@@ -549,6 +599,12 @@ def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: int
     return {**row, **now, "action": Action.REVERTED.value, "changed": True, "reason": reason}
 
 
+def _left_stopped(row: Change) -> Change:
+    """The row of one that is not started again: it only learns what it would run as."""
+    action = Action.UPDATED if row.changes else Action.NONE
+    return replace(row, action=action, reason=walks.STOPPED_MEANWHILE)
+
+
 def _why(failed: list[rows.Row]) -> str:
     return "; ".join(f"{row['name']} {row['reason']}" for row in failed)
 
@@ -559,7 +615,9 @@ def _brought_back(revision: Revision) -> dict[str, Definition]:
     return {name: pins.pinned(one, moved.get(name, {})) for name, one in revision.definitions.items()}
 
 
-def _body(revision: Revision, wish: Wish, found: Plan, resting: Collection[str], stage: str = "forward") -> Document:
+def _body(
+    revision: Revision, run: Run, wish: Wish, found: Plan, resting: Collection[str], stage: str = "forward"
+) -> Document:
     """What another agent needs to go on with a run. Definitions are the revision's, which may have more than were wished."""
     only = wish.only if wish.only is not None or wish.prune else tuple(wish.definitions)
     return {
@@ -567,6 +625,8 @@ def _body(revision: Revision, wish: Wish, found: Plan, resting: Collection[str],
         "stage": stage,
         "state": wish.state.value,
         "prune": wish.prune,
+        "take_over": wish.take_over,
+        "owners": run.owners,
         "only": only,
         "gone": sorted({row.process for row in found.rows if row.action is Action.REMOVED}),
         "path": wish.path,
@@ -583,8 +643,9 @@ def _resumed(revision: Revision, body: Document) -> Wish:
         revision.definitions,
         state,
         body["prune"],
-        tuple(body["only"]) if body["only"] is not None else None,
+        tuple(name for name in body["only"] if name in revision.definitions) if body["only"] is not None else None,
         tuple(body["gone"]),
+        take_over=body.get("take_over", False),
         path=body["path"],
         label=revision.label,
         origin=revision.origin,

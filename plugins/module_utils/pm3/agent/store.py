@@ -141,6 +141,14 @@ class Store:
             db.execute("PRAGMA journal_mode = WAL")
         finally:
             os.umask(mask)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()  # or it would stay locked
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # it would wait for the disk on the loop
         db.execute("PRAGMA journal_size_limit = 1048576")  # bytes to which its file shrinks after a burst
@@ -153,7 +161,6 @@ class Store:
         if version < SCHEMA:
             db.executescript(f"BEGIN; {''.join(_STEPS[version:])} PRAGMA user_version = {SCHEMA}; COMMIT;")
         db.execute(f"PRAGMA busy_timeout = {_BUSY}")
-        return db
 
     def tidy(self) -> None:
         """Forgets definitions, with their secrets, that no instance has any more. Only before anything else was done."""
@@ -299,7 +306,7 @@ class Store:
         return _revision(row) if row is not None else None
 
     def add_revision(self, revision: Revision, run: Mapping[str, Any] | None = None) -> None:
-        """Makes `revision` the project's current one and `run` what is under way, and forgets the oldest beyond those that are kept.
+        """Makes `revision` the project's current one and `run`, if given, what is under way; forgets the oldest ones.
 
         Raises `StoreError`.
         """
@@ -320,7 +327,8 @@ class Store:
                 "DELETE FROM revisions WHERE project = ? AND revision <= ?",
                 (revision.project, revision.revision - _REVISIONS_KEPT),
             )
-            self._set_run(revision.project, run)
+            if run is not None:
+                self._set_run(revision.project, run)
 
         self._write(work)
         self._ids.clear()  # most of those that it replaces are nobody's any more

@@ -24,9 +24,9 @@ def pinned(definition: Definition, places: Mapping[str, str]) -> Definition:
     if not places:
         return definition
     written = re.compile(
-        r"(?<![^\s'\"=:])("
+        r"(?<![^\s'\"=:,])("
         + "|".join(re.escape(path) for path in sorted(places, key=len, reverse=True))
-        + r")(?=[/\s'\"]|$)"
+        + r")(?=[/\s'\":,]|$)"
     )
 
     def moved(text: str) -> str:

@@ -40,6 +40,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 CPUS = 4
+WHY = "held by ann since 2026-11-20 19:31: the disk is being replaced"
 REPLACED = (Action.STARTED, Action.RESTARTED, Action.RELOADED, Action.ROLLED, Action.CREATED)
 
 
@@ -50,6 +51,8 @@ def carried_out(
     host = {one.name: one for one in actual}
     up = state is not State.STOPPED
     for row in made.rows:
+        if row.held:
+            continue
         if row.action is Action.REMOVED:
             del host[row.name]
         elif row.action in REPLACED or row.action is Action.STOPPED:
@@ -539,8 +542,14 @@ tables = st.fixed_dictionaries(
         "cwd": st.sampled_from(["/41", "/42"]),
         "kill_timeout": st.sampled_from([100, "1s"]),
         "group": st.just("front"),
+        "update": st.sampled_from([{}, {"order": "start_first"}, {"max_unavailable": 2}, {"on_scale": "roll"}]),
     },
 )
+
+
+def recounts(*definitions: Definition) -> bool:
+    """Whether its processes have to know how many there are; the last of them says how it is rolled."""
+    return any(map(uses_count, definitions)) or definitions[-1].update.get("on_scale") == "roll"
 
 
 def acyclic(written: dict[str, dict[str, Any]]) -> dict[str, Definition]:
@@ -554,7 +563,7 @@ def acyclic(written: dict[str, dict[str, Any]]) -> dict[str, Definition]:
 
 definitions = st.dictionaries(st.sampled_from("abcde"), tables, min_size=1, max_size=4).map(acyclic)
 projects = st.sampled_from(["shop", None])
-states = st.sampled_from([State.PRESENT, State.RESTARTED, State.STOPPED])
+states = st.sampled_from([State.PRESENT, State.RESTARTED, State.RELOADED, State.STOPPED])
 
 
 @st.composite
@@ -568,7 +577,10 @@ def hosts(draw: st.DrawFn, desired: Mapping[str, Definition]) -> list[Actual]:
     host = [one for one in host if draw(st.integers(0, 5))]
     for place, one in enumerate(host):
         up, wanted, status = draw(doing)
-        host[place] = replace(one, up=up, wanted=wanted, status=status)
+        stale = (
+            draw(st.sampled_from(["", "", "", "/srv/settings changed since it was started"])) if up and wanted else ""
+        )
+        host[place] = replace(one, up=up, wanted=wanted, status=status, stale=stale)
     taken = {one.process for one in host} | set(desired)
     for project in ("bank", None):
         others = {f"{name}-{project}": one for name, one in draw(definitions).items() if name not in taken}
@@ -592,7 +604,7 @@ def test_it_leads_where_the_definitions_point(case: tuple[dict[str, Definition],
     fresh = {one.name: one for one in running(desired)}
     assert [replace(one, count=0) for one in after] == [replace(fresh[name], count=0) for name in sorted(fresh)]
     for one in after:
-        assert one.count == fresh[one.name].count or not uses_count(one.definition)
+        assert one.count == fresh[one.name].count or not recounts(one.definition)
     assert made.definitions == desired
 
 
@@ -600,7 +612,8 @@ def test_it_leads_where_the_definitions_point(case: tuple[dict[str, Definition],
 def test_the_second_time_there_is_nothing_to_do(case: tuple[dict[str, Definition], list[Actual]], state: State) -> None:
     desired, host = case
     after = carried_out(plan("shop", desired, host, cpus=CPUS, state=state), host, "shop", state)
-    again = plan("shop", desired, after, cpus=CPUS, state=State.PRESENT if state is State.RESTARTED else state)
+    starting = (State.RESTARTED, State.RELOADED)
+    again = plan("shop", desired, after, cpus=CPUS, state=State.PRESENT if state in starting else state)
     assert set(actions(again).values()) <= {Action.NONE}
     assert not again.changed
 
@@ -637,10 +650,83 @@ def test_what_keeps_running_has_not_changed_its_start(case: tuple[dict[str, Defi
         if was is None or row.was or row.action is Action.REMOVED:
             continue
         costly = any(change.effect is Effect.RESTART for change in row.changes)
-        recounted = was.count != count_of(row.definition, CPUS) and (
-            uses_count(row.definition) or uses_count(was.definition)
-        )
-        assert (row.action in REPLACED) == (costly or recounted or not was.up or not was.wanted)
+        recounted = was.count != count_of(row.definition, CPUS) and recounts(was.definition, row.definition)
+        needed = costly or recounted or bool(was.stale) or not was.up or not was.wanted
+        assert (row.action in REPLACED) == needed
+
+
+@given(definitions, definitions)
+def test_it_leads_from_any_project_to_any_other_and_back(
+    one: dict[str, Definition], other: dict[str, Definition]
+) -> None:
+    """What a revert relies on. Only what goes on running may know another number of instances."""
+    assert not plan("shop", one, running(one), cpus=CPUS, current=one).changed
+
+    def uncounted(host: Iterable[Actual]) -> list[Actual]:
+        return [found if recounts(found.definition) else replace(found, count=0) for found in host]
+
+    there = carried_out(plan("shop", other, running(one), cpus=CPUS, current=one), running(one), "shop")
+    assert uncounted(there) == uncounted(running(other))
+    back = carried_out(plan("shop", one, there, cpus=CPUS, current=other), there, "shop")
+    assert uncounted(back) == uncounted(running(one))
+
+
+@given(cases, st.sampled_from([State.PRESENT, State.RELOADED, State.STOPPED]))
+def test_what_can_change_while_it_runs_costs_no_process(
+    case: tuple[dict[str, Definition], list[Actual]], state: State
+) -> None:
+    """A change without effect, or a hot one, replaces nothing by itself: a file, the count, or another name has to be a reason."""
+    desired, host = case
+    before = {one.name: one for one in host}
+    for row in plan("shop", desired, host, cpus=CPUS, state=state).rows:
+        was = before.get(row.name)
+        if was is None or row.action is Action.REMOVED or any(one.effect is Effect.RESTART for one in row.changes):
+            continue
+        recounted = was.count != count_of(row.definition, CPUS) and recounts(was.definition, row.definition)
+        stale = bool(was.stale) and state is State.PRESENT
+        if row.action is Action.ROLLED:
+            assert recounted or stale
+            assert row.reason
+        elif was.up and was.wanted and not recounted and not stale:
+            live = (Action.NONE, Action.UPDATED)
+            assert row.action in {State.RELOADED: (Action.RELOADED,), State.STOPPED: (Action.STOPPED,)}.get(state, live)
+            assert (row.action is Action.NONE) <= (not row.changes)
+
+
+@given(cases, definitions, st.booleans(), st.data())
+def test_it_leads_there_whatever_is_held_or_taken_over_or_to_go(
+    case: tuple[dict[str, Definition], list[Actual]], current: dict[str, Definition], prune: bool, data: st.DataObject
+) -> None:
+    """What is held stays, what is to go goes, what was another project's is ours, and the second time nothing is left to do."""
+    desired, host = case
+    host = [replace(one, project="bank" if data.draw(st.booleans()) else one.project) for one in host]
+    mixed = {one.process for one in host if len({other.project for other in host if other.process == one.process}) > 1}
+    host = [replace(one, project="bank") if one.process in mixed else one for one in host]
+    names = sorted({*desired, *current, *(one.process for one in ours(host))})
+    held = dict.fromkeys(data.draw(st.sets(st.sampled_from(names), max_size=2)), WHY)
+    gone = data.draw(st.sets(st.sampled_from(names), max_size=2))
+    about: dict[str, Any] = {"cpus": CPUS, "prune": prune, "gone": gone, "held": held, "take_over": True}
+    made = plan("shop", desired, host, current=current, **about)
+    after = carried_out(made, host, "shop")
+    fresh = {one.name: one for one in running({name: one for name, one in desired.items() if name not in held})}
+    found = {one.name: one for one in after if one.process in desired and one.process not in held}
+    assert {name: replace(one, count=0) for name, one in found.items()} == {
+        name: replace(one, count=0) for name, one in fresh.items()
+    }
+    assert [one for one in after if one.process in held] == sorted(
+        (one for one in host if one.process in held), key=lambda one: one.name
+    )
+    leaving = {one.process for one in ours(host) if one.process not in desired and (prune or one.process in gone)}
+    assert not [one for one in after if one.process in leaving - set(held)]
+    theirs = [one for one in host if one.process not in desired and one.process not in leaving]
+    assert [one for one in after if one.process not in desired and one.process not in leaving] == sorted(
+        theirs, key=lambda one: one.name
+    )
+    for row in made.rows:
+        was = next((one.project for one in host if one.name == row.name), None)
+        moved = was not in (None, "shop") and not row.held and row.action is not Action.REMOVED
+        assert not moved or f"belonged to project {was}" in row.reason
+    assert not plan("shop", desired, after, current=made.definitions, **about).changed
 
 
 @given(cases, st.sampled_from(State))
@@ -700,8 +786,6 @@ def test_a_change_is_a_value() -> None:
 
 
 # Holds ------------------------------------------------------------------------------------------------------------------
-
-WHY = "held by ann since 2026-11-20 19:31: the disk is being replaced"
 
 
 def test_what_is_held_stays_as_it_is_and_says_why() -> None:
