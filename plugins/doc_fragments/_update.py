@@ -24,13 +24,13 @@ options:
           start_first: The replacement is up first. For a moment there are two, which must not want the same port.
       max_unavailable:
         description:
-          - How many instances of a process may be down at the same time. The default is V(1).
-        type: int
+          - How many instances of a process may be down at the same time, as a number or a part such as V(25%). The default is V(1).
+        type: raw
       max_surge:
         description:
-          - How many instances more than defined there may be at the same time, with O(update.order=start_first). The default is
-            V(1).
-        type: int
+          - How many instances more than defined there may be at the same time, with O(update.order=start_first), as a number or a
+            part such as V(25%). The default is V(1).
+        type: raw
       on_failure:
         description:
           - What happens when a replacement does not come up.

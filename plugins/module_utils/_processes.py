@@ -23,8 +23,8 @@ UPDATE: dict[str, t.Any] = {
     "type": "dict",
     "options": {
         "order": {"type": "str", "choices": ["stop_first", "start_first"]},
-        "max_unavailable": {"type": "int"},
-        "max_surge": {"type": "int"},
+        "max_unavailable": {"type": "raw"},
+        "max_surge": {"type": "raw"},
         "on_failure": {"type": "str", "choices": ["revert", "pause"]},
         "deadline": {"type": "raw"},
         "on_scale": {"type": "str", "choices": ["keep", "roll"]},
@@ -178,9 +178,9 @@ def _answer(module: AnsibleModule, place: Place) -> Document:
 def given(options: Document | None) -> Document:
     """Suboptions that a task has given. A number that a template has made into a text is meant as one."""
     found = {name: value for name, value in (options or {}).items() if value is not None}
-    deadline = found.get("deadline")
-    if isinstance(deadline, str) and deadline.strip().isdecimal():
-        found["deadline"] = int(deadline)
+    for name, value in found.items():
+        if UPDATE["options"][name]["type"] == "raw" and isinstance(value, str) and value.strip().isdecimal():
+            found[name] = int(value)
     return found
 
 

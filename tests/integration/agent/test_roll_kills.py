@@ -40,6 +40,7 @@ name, me = os.environ["PM3_NAME"], f"{os.getpid()}-{time.time_ns()}"
 asked = []
 signal.signal(signal.SIGTERM, lambda *about: asked.append(1))
 open(f"{folder}/begun/{release} {name} {me}", "w").close()
+open(f"{folder}/ready/{os.getpid()}", "w").close()
 number = 0
 while not asked:
     number += 1
@@ -48,12 +49,14 @@ while not asked:
 with open(f"{folder}/ended/{me}", "w") as note:
     note.write(f"{name} {number}")
 """
+# On a busy machine a Python needs longer to begin than a program without a check has to live.
+READY = {"readiness_check": "exec://sh -c 'test -e ready/$PM3_PID'", "readiness_timeout": 20}
 BAD: dict[str, tuple[str, dict[str, Any]]] = {  # what is appended to where it begins, and fields
-    "is no program": ("sys.exit(1)", {}),
-    "fails as the second": ('if name == "web:1": sys.exit(3)', {}),
-    "fails as the last": ('if name == "web:2": sys.exit(3)', {}),
-    "falls early": ("time.sleep(0.1); sys.exit(4)", {"min_uptime": 1000}),
-    "falls early as the last": ('if name == "web:2": time.sleep(0.1); sys.exit(4)', {"min_uptime": 400}),
+    "is no program": ("sys.exit(1)", READY),
+    "fails as the second": ('if name == "web:1": sys.exit(3)', READY),
+    "fails as the last": ('if name == "web:2": sys.exit(3)', READY),
+    "falls early": ("time.sleep(0.1); sys.exit(4)", {"min_uptime": 5000}),
+    "falls early as the last": ('if name == "web:2": time.sleep(0.1); sys.exit(4)', {"min_uptime": 1500}),
     "is never ready": ("", {"readiness_check": "exec://false", "readiness_timeout": 0.4}),
     "is never ready as the second": (
         "",
@@ -69,12 +72,12 @@ class Rounds:
         self.way = way
         self.random = random.Random(f"{SEED} {way}")
         self.story: list[str] = []
-        for folder in ("begun", "ended"):
+        for folder in ("begun", "ready", "ended"):
             (agent.folder / folder).mkdir()
 
     def release(self, label: str, extra: str = "", **fields: Any) -> dict[str, Any]:
         program = self.agent.folder / f"{label}.py"
-        program.write_text(COUNTS.replace("number = 0\n", f"{extra}\nnumber = 0\n"))
+        program.write_text(COUNTS.replace('open(f"{folder}/ready', f'{extra}\nopen(f"{{folder}}/ready'))
         command = [sys.executable, "-I", "-S", str(program), label, str(self.agent.folder)]
         common = {"command": shlex.join(command), "instances": len(NAMES), "min_uptime": 30, "max_restarts": 2}
         return {"web": {**common, "update": WAYS[self.way], "env": {"PM3_TEST": str(self.agent.folder)}, **fields}}
@@ -87,6 +90,8 @@ class Rounds:
 
     def play(self, number: int) -> None:
         good, bad = f"good{number}", f"new{number}"
+        for path in (self.agent.folder / "ready").iterdir():
+            path.unlink()
         made = self.agent.apply(self.release(good, **self.random.choice(GOOD)), label=good)
         assert made["ok"], made
         promised = good

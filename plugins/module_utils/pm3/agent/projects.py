@@ -85,7 +85,8 @@ class Projects:
             if other != project and theirs:
                 left = {name: one for name, one in found.definitions.items() if name not in theirs}
                 kept = {name: places for name, places in found.places.items() if name not in theirs}
-                self.keep(replace(self.made(other, left, theirs, kept, found.label, None), failure=found.failure))
+                made = replace(self.made(other, left, theirs, kept, found.label, None), failure=found.failure)
+                self.keep(made, self._store.runs().get(other))
 
     def stopped(self, names: Iterable[str]) -> None:
         """Somebody stops instances: an agent that goes on with what is under way is not to start them again (I3)."""

@@ -117,7 +117,11 @@ class Requests:
                     "instances": shown,
                     "definitions": views.definitions(supervisor, definitions_of),
                     "revisions": {
-                        name: [views.revision(one) for one in self._projects.revisions(name)] for name in projects
+                        name: [
+                            {**views.revision(one), "current": one.revision == current.revision}
+                            for one in self._projects.revisions(name)
+                        ]
+                        for name, current in projects.items()
                     },
                     "holds": supervisor.holds.documents(),
                 }

@@ -306,7 +306,7 @@ class Store:
         return _revision(row) if row is not None else None
 
     def add_revision(self, revision: Revision, run: Mapping[str, Any] | None = None) -> None:
-        """Makes `revision` the project's current one and `run`, if given, what is under way; forgets the oldest ones.
+        """Makes `revision` the project's current one and `run` what is under way; forgets the oldest ones.
 
         Raises `StoreError`.
         """
@@ -327,8 +327,7 @@ class Store:
                 "DELETE FROM revisions WHERE project = ? AND revision <= ?",
                 (revision.project, revision.revision - _REVISIONS_KEPT),
             )
-            if run is not None:
-                self._set_run(revision.project, run)
+            self._set_run(revision.project, run)
 
         self._write(work)
         self._ids.clear()  # most of those that it replaces are nobody's any more

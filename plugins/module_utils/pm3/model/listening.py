@@ -51,7 +51,7 @@ def parse(text: str) -> Address:
 def _path(path: str) -> str:
     if len(path.encode("utf-8", "surrogatepass")) > _LONGEST_PATH:
         raise Unfit(f"expected a path of at most {_LONGEST_PATH} bytes, which is all that a socket can have: {path}")
-    if path.endswith("/"):
+    if path.endswith(("/", "/.", "/..")):
         raise Unfit(f"expected the path of a socket, found that of a folder: {path}")
     return "/" + posixpath.normpath(path).lstrip("/")
 

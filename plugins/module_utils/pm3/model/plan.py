@@ -172,7 +172,9 @@ def plan_in_parts(
                 rows.extend(_held(found, held[name]) or [_absent(chosen[name], held[name])])
                 continue
             starts = chosen[name].autostart or name in demanded or state in (State.RESTARTED, State.RELOADED)
-            rows.extend(_process_rows(project, chosen[name], found, state, cpus, starts, name in again))
+            rows.extend(
+                _process_rows(project, chosen[name], current.get(name), found, state, cpus, starts, name in again)
+            )
             yield
     pruned = {name for name in of_process if name not in desired and (prune or name in gone)}
     rows += [row for name in sorted(pruned & set(held)) for row in _held(of_process[name], held[name])]
@@ -242,6 +244,7 @@ class Secrets:
 def _process_rows(
     project: str | None,
     definition: Definition,
+    current: Definition | None,
     existing: list[Actual],
     state: State,
     cpus: int,
@@ -249,8 +252,9 @@ def _process_rows(
     again: bool,
 ) -> list[Change]:
     count = count_of(definition, cpus)
+    known = {name for name, _number in instance_names(definition.name, count_of(current, cpus))} if current else set()
     found = {instance.name: instance for instance in existing}
-    before = len(existing)
+    before = max(len(existing), len(known)) if existing else 0
     scaled = f"instances: {before} -> {count}" if existing and before != count else ""
     surplus_reason = scaled or f"not one of {count}"
     rows = []
@@ -263,7 +267,9 @@ def _process_rows(
             found.pop(predecessor.name)
             rows.append(_renamed(predecessor, name, definition, count, scaled or f"was {predecessor.name}"))
         else:
-            reason = scaled or ("new" if starts else "new, and autostart is false")
+            reason = scaled or ("was missing" if name in known else "new") + (
+                "" if starts else ", and autostart is false"
+            )
             rows.append(
                 Change(name, definition.name, number, count, Action.CREATED, definition, reason, rests=not starts)
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.listening import Address, parse
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import Unfit
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 
@@ -66,6 +66,8 @@ def test_what_is_no_address(text: str) -> None:
         parse(text)
 
 
+@example("unix:///.")
+@example("unix:///run/..")
 @given(st.one_of(st.text(), st.text().map("tcp://".__add__), st.text().map("unix:///".__add__)))
 def test_any_text_is_an_address_or_unfit(text: str) -> None:
     try:

@@ -87,6 +87,22 @@ def web(**fields: Any) -> dict[str, Definition]:
 # Examples ---------------------------------------------------------------------------------------------------------------
 
 
+def test_what_somebody_deleted_is_missing_and_not_new() -> None:
+    """The number of instances has not changed then, so no reason says that it had."""
+    definitions = web(instances=3)
+    host = [one for one in running(definitions) if one.name != "web:1"]
+    made = plan("shop", definitions, host, cpus=CPUS, current=definitions)
+    assert [(row.name, row.action, row.reason) for row in made.rows] == [
+        ("web:0", Action.NONE, ""),
+        ("web:1", Action.CREATED, "was missing"),
+        ("web:2", Action.NONE, ""),
+    ]
+    (alone,) = plan("shop", web(), [], cpus=CPUS, current=web()).rows
+    assert alone.reason == "was missing"
+    scaled = plan("shop", web(instances=5), host, cpus=CPUS, current=definitions)
+    assert {row.reason for row in scaled.rows if row.action is Action.CREATED} == {"instances: 3 -> 5"}
+
+
 def test_a_first_apply_creates_what_is_defined() -> None:
     definitions = load({"web": {"command": "serve", "instances": 2, "depends_on": ["db"]}, "db": {"command": "db"}})
     made = plan("shop", definitions, [], cpus=CPUS)
