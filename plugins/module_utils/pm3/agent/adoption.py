@@ -19,6 +19,7 @@ from ..model import machine
 from ..model.life import Cause, Check, End, Phase
 from . import cells, environment, spawn
 from .instance import Instance, is_cut_off
+from .points import reached
 from .sockets import is_listener
 from .spawn import Process
 from .store import Record
@@ -60,6 +61,7 @@ class Adoption:
         for spawn_id in {*left, *unknown}:
             supervisor.reserve(spawn_id)
             self._end_strangers(spawn_id, left.get(spawn_id, []), lambda: None)
+        reached("adoption.adopted")
         supervisor.flush()
         return [supervisor.instances[name] for name in cut_off if name in supervisor.instances]
 
@@ -123,6 +125,7 @@ class Adoption:
                 supervisor.pumps.drain(streams, lambda: None)
             for fd in fds:
                 os.close(fd)
+            reached("adoption.strangers_ended")
             supervisor.manager.forget(spawn_id)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(supervisor.report(spawn_id))

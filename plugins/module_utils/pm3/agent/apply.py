@@ -23,6 +23,7 @@ from ..model.plan import Action, Change, Plan, State
 from ..model.update import Update
 from . import views, walks
 from .instance import Instance
+from .points import reached
 from .reload import Reload
 from .supervisor import Supervisor
 from .swap import Swap
@@ -68,10 +69,12 @@ class Apply:
         gone = [change for change in changes if change.action is Action.REMOVED]
         stopped = [change for change in changes if change.action is Action.STOPPED]
         yield from self._rest([*gone, *stopped])
+        reached("apply.rested")
         for change in gone:
             instance = self.supervisor.instances.get(change.name)
             if instance is not None and walks.rests(instance):
                 self.supervisor.remove(instance)
+                reached("apply.removed")
         of_process: dict[str, list[Change]] = {}
         for change in changes:
             if change.action not in (Action.REMOVED, Action.STOPPED):
@@ -85,6 +88,7 @@ class Apply:
             yield All(self.supervisor.loop, tasks)
             for task in tasks:
                 task.value()
+            reached("apply.level")
         if self.patient:
             yield from self._settle()
         self._look_back()
@@ -156,6 +160,7 @@ class Apply:
         def some() -> Steps:
             while left and not self.failures:
                 yield from self._replace(left.popleft(), update)
+                reached("roll.replaced")
                 self._look_back()
 
         tasks = [Task(some()) for _one in range(min(len(replaced), update.at_once(replaced[0].count)))]
@@ -199,6 +204,7 @@ class Apply:
         self._step(change, "starting")
         instance = self._place(change, wanted=True)
         self.begun.add(change.name)
+        reached("apply.placed")
         self.supervisor.deliver(instance, machine.Start())
         return instance
 
@@ -246,6 +252,7 @@ class Apply:
         elif self._was_stopped(instance.name):
             self._fail(change, instance, walks.stopped_meanwhile(instance))
         else:
+            reached("roll.stopped")
             begun = self._begin(change)
             yield from self._await({begun: change}, walks.is_settled)
             if change.name not in self.rows:

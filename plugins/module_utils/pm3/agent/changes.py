@@ -22,6 +22,7 @@ from ..wire import messages
 from . import accounts, dump, places, selection, walks
 from .apply import Apply
 from .instance import Instance, is_up
+from .points import reached
 from .projects import Projects, owner
 from .server import Client, Peer
 from .supervisor import Supervisor
@@ -148,6 +149,7 @@ class Changes:
                 # One that somebody has started since stays: the later word counts.
                 if walks.rests(one) and not one.wanted and self._supervisor.instances.get(one.name) is one:
                     self._supervisor.remove(one)
+                    reached("delete.removed")
             client.finish(messages.success("deleted: " + _listed(leaving)))
             yield from ()
 
@@ -159,6 +161,7 @@ class Changes:
         for one in targets:
             facts = {"stops": one.stops + 1, "stopper": f"pm3 {request['type']} by {who}"}
             self._supervisor.change(one, wanted=False, **facts)
+        reached("stop.unwanted")
 
     def _stopped(self, targets: Sequence[Instance]) -> Steps:
         """Stops them, at once and in nobody's turn: a stop is obeyed whatever is under way. Gives an error reply, or None."""
@@ -182,6 +185,7 @@ class Changes:
                     yield pace
                 self._supervisor.change(one, wanted=True)
             yield from walks.stop_in_order(self._supervisor, targets)
+            reached("restart.stopped")
             yield from walks.start_in_order(self._supervisor, targets, machine.Restart())
             failed = [one for one in targets if one.wanted and walks.has_failed(one)]
             if failed:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..model.order import natural
 from ..model.plan import Actual
+from .points import reached
 from .store import Hold, Store
 
 Document = dict[str, Any]
@@ -76,13 +77,16 @@ class Holds:
     def hold(self, targets: Iterable[Target], reason: str, uid: int | None) -> None:
         """Holds them, or those that are held already for this reason from now on. Raises `StoreError`."""
         made = {target: Hold(*target, reason, time.time(), uid) for target in targets}
+        reached("hold.made")
         self._store.hold(made.values())
+        reached("hold.kept")
         self._held.update(made)
 
     def release(self, targets: Iterable[Target]) -> list[Target]:
         """Gives those that were held. Raises `StoreError`."""
         ended = [target for target in targets if target in self._held]
         self._store.release(self._held[target] for target in ended)
+        reached("hold.released")
         for target in ended:
             del self._held[target]
         return ended

@@ -9,6 +9,7 @@ import os
 import time
 
 from .log_index import RECORD
+from .points import reached
 
 _INTERVAL = 1_000_000  # nanoseconds between two records at least, so that an index stays small beside its log
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -38,6 +39,7 @@ class IndexWriter:
         self._before, self._last = self._last, max(now, self._last)  # should the clock have been set back: times grow
         try:
             os.write(self._fd, RECORD.pack(offset, self._last))
+            reached("index.noted")
         except OSError:
             self._give_up()
 

@@ -24,6 +24,7 @@ from .folders import open_folder
 from .index_writer import IndexWriter
 from .packing import Packing
 from .pipes import null, splice
+from .points import reached
 from .spool import Interrupted
 from .turns import Turns
 
@@ -251,6 +252,7 @@ class Log:
             old, self._fd = self._fd, -1  # open until the new one is made, which so cannot get its inode
             like = os.fstat(old)
             self._open(folder, os.O_CREAT | os.O_EXCL)
+            reached("rotation.opened")
             _resemble(self._fd, like)
             self._rotate_after, self.rotation_failed = 0.0, False
         finally:
@@ -298,6 +300,7 @@ class Log:
                 os.ftruncate(self._fd, 0)
                 self.position = os.lseek(self._fd, 0, os.SEEK_SET)
         try:
+            reached("flush.emptied")
             self._index.restart()
             for copy in reversed(rotation.mend(folder, name)):
                 rotation.remove(folder, name, index, copy)

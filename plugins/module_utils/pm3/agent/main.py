@@ -29,6 +29,7 @@ from .cells import Cells
 from .keeper import ENDS_NAME, ends
 from .loop import READ, Loop
 from .output import Pumps
+from .points import reached
 from .requests import Requests
 from .server import Server
 from .store import Store, StoreError
@@ -69,6 +70,7 @@ class Agent:
         self._identity = _identity()  # now: the link `current` may come to name another version while we run
         self._inherited = descriptors.inherited()
         self._seen = self._inherited.pop(ENDS_NAME, [])  # what a keeper lets us see of ends that nobody else saw
+        reached("agent.begun")
         self._make_folders()
         self._lock = self._take_lock()
         spawn.raise_limit()
@@ -109,6 +111,7 @@ class Agent:
         except StoreError as error:
             diagnose(str(error))
         cut_off = Adoption(self._supervisor, self._boot).restore(self._store.instances(), self._inherited)
+        reached("agent.restored")
         instances = self._supervisor.instances.values()
         wanted = [one for one in instances if one.wanted and (one in cut_off or (fresh and walks.rests(one)))]
         self._requests.work.come_up([*wanted, *(self._requests.changes.dumped() if fresh else ())], self._is_up)
@@ -117,6 +120,7 @@ class Agent:
             self._loop, paths.socket(self._data_dir), self._requests.handle, _on_error, self._group(), listener
         )
         self._write_pid()
+        reached("agent.open")
         self._manager.tell("READY=1")
         self._restore_seconds = time.monotonic() - self._started
         self._feed_watchdog()
@@ -268,8 +272,10 @@ class Agent:
             if instance.project is None and walks.rests(instance) and not instance.beside:
                 self._supervisor.remove(instance)
         self._supervisor.sockets.close()
+        reached("agent.rests")
         self._supervisor.flush()
         self._store.set("ended", "orderly")
+        reached("agent.ended")
         self._store.close()
         self._pumps.close()
         _unlink(self._path("pm3.pid"))
@@ -321,6 +327,7 @@ class Agent:
         self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * 1_000_000)}")
         self._supervisor.flush()
         self._pumps.close()
+        reached("upgrade.closed")
         kept = {
             **self._supervisor.handles(),
             _LOCK: [self._lock],
@@ -329,6 +336,7 @@ class Agent:
         }
         self._store.close()
         variables = {**descriptors.hand_over(kept), **spawn.variables()}
+        reached("upgrade.before_exec")
         try:
             os.execve(command[0], command, {**os.environ, **variables, "PM3_DATA_DIR": self._data_dir})
         except OSError as error:

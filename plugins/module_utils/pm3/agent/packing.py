@@ -19,6 +19,7 @@ from typing import Callable, NamedTuple
 
 from . import rotation
 from .folders import open_folder
+from .points import reached
 
 _CHUNK = 256 * 1024  # bytes
 _GZIP = 31  # zlib's window bits for a gzip header
@@ -123,6 +124,7 @@ class Packer:
                     os.fchmod(target, stat.S_IMODE(status.st_mode))
                     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
                     done = True
+                    reached("packing.written")
                     break
         finally:
             os.close(target)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from .points import reached
+
 PACKED, HALF = b".gz", b".gz.tmp"  # a compressed copy; one that is being made
 
 
@@ -55,16 +57,21 @@ def make_room(folder: int, log: bytes, index: bytes | None, keep: int) -> None:
     found = mend(folder, log)
     for copy in reversed(found[max(0, keep - 1) :]):
         remove(folder, log, index, copy)
+    reached("rotation.begun")
     for copy in reversed(found[: max(0, keep - 1)]):
         ending = PACKED if copy.packed else b""
         _move_index(index, copy.number, copy.number + 1)
+        reached("rotation.index_shifted")
         _rename(folder, copy.name, _numbered(log, copy.number + 1) + ending)
+        reached("rotation.shifted")
 
 
 def shelve(folder: int, log: bytes, index: bytes | None) -> None:
     """The live log becomes the newest copy; number 1 must be free."""
     _move_index(index, 0, 1)
+    reached("rotation.index_shelved")
     _rename(folder, log, _numbered(log, 1))
+    reached("rotation.shelved")
 
 
 def limit(folder: int, log: bytes, index: bytes | None, total_size: int, spare_plain: bool = False) -> None:
@@ -83,6 +90,7 @@ def limit(folder: int, log: bytes, index: bytes | None, total_size: int, spare_p
 
 def remove(folder: int, log: bytes, index: bytes | None, copy: Copy) -> None:
     os.unlink(copy.name, dir_fd=folder)
+    reached("rotation.removed")
     if index is not None:
         try:
             os.unlink(_numbered(index, copy.number))
@@ -94,7 +102,9 @@ def replace(folder: int, log: bytes, identity: tuple[int, int], half: bytes) -> 
     """Puts the compressed `half` in the place of the copy that it was made of, wherever that is by now. False: it is gone."""
     for copy in copies(folder, log):
         if copy.identity == identity:
+            reached("packing.made")
             _rename(folder, half, copy.name + PACKED)
+            reached("packing.placed")
             os.unlink(copy.name, dir_fd=folder)  # killed right before: `mend` does it
             return True
     os.unlink(half, dir_fd=folder)

@@ -25,6 +25,7 @@ from ..wire import messages
 from . import known, places, views, walks
 from .apply import Apply
 from .changes import cpus
+from .points import reached
 from .projects import Projects
 from .server import Client, Peer
 from .store import Revision, StoreError
@@ -343,15 +344,19 @@ class Runs:
             changed = {row.process for row in found.rows if row.action is not Action.NONE}
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
+            reached("run.before_kept")
             self._projects.keep(made, _body(made, run, wish, found, self._resting(found)))
+            reached("run.kept")
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
             if current is not None:
                 self._supervisor.store.set_run(wish.project, _body(current, run, wish, found, self._resting(found)))
+                reached("run.noted")
         if pace.over():
             yield pace
         result = yield from self._walked(run, wish, found, stops)
+        reached("run.walked")
         current = self._projects.current(wish.project)
         whole = wish.only is None and wish.state is State.PRESENT
         resumed = wish.resting is not None  # all may have been done but its end
@@ -403,7 +408,9 @@ class Runs:
         try:
             if verdict is not None:
                 self._projects.judge(project, *verdict)
+            reached("run.judged")
             self._supervisor.store.set_run(project, None)
+            reached("run.over")
         except StoreError as error:
             self._supervisor.diagnose(str(error))
 
@@ -456,12 +463,16 @@ class Runs:
         back_again = {row.process for row in found.rows if row.action is not Action.NONE}
         facts = (back_again, places.taken(definitions_then), good.label, None, origin)
         made = self._projects.made(failed.project, definitions_then, *facts)
+        reached("back.before_judged")
         self._projects.judge(failed.project, _why(result.failed()), time.time())
+        reached("back.judged")
         self._projects.keep(made, _body(made, run, wish, found, self._resting(found), stage="back"))
+        reached("back.kept")
         for row in found.rows:
             if row.action is not Action.NONE:
                 run.tell("step", row.name, {"name": row.name, "step": "reverting"})
         back = yield from self._walked(run, wish, found, stops)
+        reached("back.walked")
         yield from self._give_back(run, back)
         self._conclude(failed.project, back)
         result.take_back(back, origin, made.revision)

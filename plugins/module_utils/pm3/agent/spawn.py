@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from ..model.life import Cause, End
 from ..model.slots import slotted
+from .points import reached
 
 # dash runs the EXIT trap when exec fails; bash goes on to the next line if told to, and then runs it too. PWD and the like are the
 # shell's own additions to an environment that is meant to be exactly what the definition says.
@@ -114,6 +115,7 @@ def spawn(launch: Launch, output: tuple[int, int], procs: str, report: str, sock
     finally:
         for fd in aside:
             os.close(fd)
+    reached("spawn.forked")
     try:
         return Process(pid, start_time(pid) or 0, os.pidfd_open(pid))
     except OSError as error:

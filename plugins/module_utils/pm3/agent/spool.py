@@ -15,6 +15,7 @@ import os
 import struct
 
 from .pipes import splice
+from .points import reached
 
 # Bytes of the spool that are done; device, inode and size of the log; -1 or the size to cut the spool to; busy; whether the next
 # byte begins a line.
@@ -113,8 +114,10 @@ class Spool:
             if len(rest) > self._done:
                 return
             os.pwrite(self._fd, rest, 0)
+            reached("spool.moved")
             self._done = 0
             self._commit(cut=len(rest))
+            reached("spool.to_be_cut")
             self._cut(len(rest))
 
     def close(self) -> None:
@@ -142,6 +145,7 @@ class Spool:
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._fd, size)
+        reached("spool.cut")
         self._size = os.lseek(self._fd, 0, os.SEEK_END)
         self._commit()
 

@@ -21,6 +21,7 @@ from ..model import definition as definitions
 from ..model.definition import Definition
 from ..model.life import After, Cause, Check, End, Life, Phase, Policy, Status
 from ..model.slots import slotted
+from .points import reached
 
 SCHEMA = 2
 # What leads from each schema to the next, beginning with none. What has been released is never edited, only added to.
@@ -188,7 +189,9 @@ class Store:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             work()
+            reached("store.before_commit")
             self._db.execute("COMMIT")
+            reached("store.after_commit")
         except BaseException as error:
             self._ids.clear()  # some may be of rows that are now not there
             if self._db.in_transaction:

@@ -18,6 +18,7 @@ from ..model.log_options import JSON
 from . import spool as spools
 from .log import Log, LogFile
 from .pipes import capacity, enlarge, is_full, null, peek, splice
+from .points import reached
 from .shaping import PIECE, Json, Stamps
 from .spool import Spool
 
@@ -142,7 +143,9 @@ class Stream:
             self._empty_spool(now, final=True)
         except OSError as error:
             self._fail(error, now)
+        reached("spool.finished")
         self._spool.remove()
+        reached("spool.removed")
         self._spool = None
 
     def close_files(self) -> None:
@@ -289,13 +292,16 @@ class Stream:
             return
         log = self._log
         spool.begin(log.identity, log.position)
+        reached("spool.begun")
         try:
             log.append(text)
+            reached("spool.appended")
         except OSError:
             self.lost += len(data)
             spool.commit(len(data), at_line_start=True)
             raise
         spool.commit(len(data), data.endswith(b"\n"))
+        reached("spool.committed")
 
     # What can go wrong
 

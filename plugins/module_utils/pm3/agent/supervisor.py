@@ -37,6 +37,7 @@ from .instance import Instance, has_tale, is_up
 from .log import LogFile
 from .loop import READ, Loop, Timer
 from .output import Pumps, last_lines
+from .points import reached
 from .sockets import ListenError, Sockets
 from .spawn import Process
 from .store import Record, Store, StoreError
@@ -108,8 +109,8 @@ class Supervisor:
         self._tell_of_log, self._on_exit = self._log_fails, self._exited
         self._do: dict[type, Callable[[Instance, Any], object]] = {
             machine.Spawn: self._queue_spawn,
-            machine.Signal: lambda instance, effect: self.signal(instance, effect.name),
-            machine.Ask: self._ask,
+            machine.Signal: self._ask_to_end,
+            machine.Ask: self._ask_to_end,
             machine.Kill: self._kill,
             machine.Sweep: self._sweep,
             machine.Arm: self._arm,
@@ -342,7 +343,9 @@ class Supervisor:
                 # A copy beside another is not in the store, but the number that it has taken is.
                 self._mark(self.instances.get(instance.name, instance))
         until = self.loop.time() + _SPAWN_TURN
+        reached("spawn.before_intent")
         self.flush()
+        reached("spawn.after_intent")
         try:
             while self._spawning:
                 self._spawn(*self._spawning.popleft())
@@ -389,18 +392,23 @@ class Supervisor:
         streams = instance.streams = self.pumps.prepare(
             instance.spawn_id, account.owner, instance.definition.tty or self._tty
         )
+        reached("spawn.piped")
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
         self.manager.keep(instance.spawn_id, _readable(instance))
+        reached("spawn.pipes_kept")
         output = streams.open_write()
         try:
             process = spawn.spawn(what, output, procs, self.report(instance.spawn_id), sockets)
         finally:
             for fd in output:
                 os.close(fd)
+        reached("spawn.watched")
         self.manager.keep(instance.spawn_id, [process.pidfd])
+        reached("spawn.pidfd_kept")
         instance.running = process
         self._mark(instance)
         self.attend(instance)
+        reached("spawn.attended")
 
     def attend(self, instance: Instance) -> None:
         """Follows a process that runs: its output, what it says of itself, and its end."""
@@ -446,6 +454,7 @@ class Supervisor:
             return
         self.unattend(instance.running)
         end = spawn.reap(instance.running) or self.end_of(instance.running)
+        reached("end.reaped")
         # When all that ended together has been reaped: then one look at what is left serves them all.
         self.loop.soon(lambda: self.ended(instance, end) if instance.spawn_id == spawn_id else None)
 
@@ -463,6 +472,7 @@ class Supervisor:
         if end.signal == signal.SIGKILL and self.cells.was_out_of_memory(instance.spawn_id):
             end = replace(end, cause=Cause.OOM)
         self.deliver(instance, machine.Exited(spawn.failed_to_execute(self.report(instance.spawn_id), end) or end))
+        reached("end.delivered")
 
     def signal(self, instance: Instance, name: str) -> bool:
         """To the process group; its leader is not reaped before its end is delivered, so the number cannot be another's yet.
@@ -474,6 +484,7 @@ class Supervisor:
         try:
             signal.pidfd_send_signal(instance.running.pidfd, 0)
             os.killpg(instance.running.pid, getattr(signal, name))
+            reached("stop.signalled")
         except ProcessLookupError:
             return False  # it has ended; the news is on its way
         except PermissionError:
@@ -509,7 +520,21 @@ class Supervisor:
         for one in (old, new):
             self.triggers.update(one)
 
-    def _ask(self, instance: Instance, _effect: machine.Ask) -> None:
+    def _ask_to_end(self, instance: Instance, effect: machine.Signal | machine.Ask) -> None:
+        """After the flush that is queued already: an agent that does not know that it was asked takes its end for one of its own."""
+        spawn_id = instance.spawn_id
+
+        def ask() -> None:
+            if instance.spawn_id != spawn_id:
+                return
+            if isinstance(effect, machine.Signal):
+                self.signal(instance, effect.name)
+            else:
+                self._ask(instance)
+
+        self.loop.soon(ask)
+
+    def _ask(self, instance: Instance) -> None:
         def answered(failure: str | None) -> None:
             if failure is not None:
                 self.diagnose(f"{instance.name}: stop_command {failure}; kill_signal is sent instead")
@@ -525,6 +550,7 @@ class Supervisor:
     def _kill(self, instance: Instance, _effect: machine.Kill) -> None:
         if instance.running is not None:
             self.cells.kill(instance.spawn_id, instance.running)
+            reached("stop.killed")
         for errand in list(instance.errands):
             errand.cancel()
 
@@ -533,6 +559,7 @@ class Supervisor:
 
         def emptied() -> None:
             if instance.spawn_id == spawn_id and machine.is_swept(instance.life):
+                reached("end.swept")
                 self._drain(instance)
 
         if self.cells.when_empty(spawn_id, instance.running, emptied):
@@ -544,8 +571,11 @@ class Supervisor:
         def drained() -> None:
             if instance.spawn_id == spawn_id and machine.is_swept(instance.life):
                 tail = self.last_words(instance) if has_tale(instance.life) else ()
+                reached("end.drained")
                 self._clear(instance)
+                reached("end.cleared")
                 self.deliver(instance, machine.Gone(tail))
+                reached("end.gone")
 
         streams, instance.streams = (
             instance.streams,

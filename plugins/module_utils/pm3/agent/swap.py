@@ -18,6 +18,7 @@ from ..model import machine
 from ..model.life import Phase
 from . import walks
 from .instance import Instance, has_completed
+from .points import reached
 from .supervisor import Supervisor
 from .tasks import Steps
 
@@ -57,10 +58,13 @@ class Swap:
         if self.why:
             yield from self._end(new)
             return False
+        reached("swap.up")
         self.supervisor.replace(old, new)
+        reached("swap.replaced")
         # It has not stopped, it goes on as another process: what post_stop would clear away is in use (W12).
         old.life = replace(old.life, policy=replace(old.life.policy, post_stop=False))
         yield from self._end(old)
+        reached("swap.ended")
         return True
 
     def _end(self, leaving: Instance) -> Steps:
