@@ -41,7 +41,8 @@ class Adoption:
         """
         supervisor = self._supervisor
         left = {name: fds for name, fds in kept.items() if not is_listener(name)}
-        unknown = set(supervisor.cells.spawn_ids())
+        # A copy beside another is in no record, and of what is half begun or half cleared away nobody keeps descriptors.
+        unknown = {*supervisor.cells.spawn_ids(), *supervisor.pumps.spawn_ids()}
         cut_off = []
         for record in records:
             if record.wanted and is_cut_off(record.life):

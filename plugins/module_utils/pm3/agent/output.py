@@ -137,6 +137,10 @@ class Pumps:
         found = [pipe for pipe in pipes if pipe is not None]
         return Streams(spawn_id, paths, found, fresh=False, master=masters[0] if masters else None)
 
+    def spawn_ids(self) -> set[str]:
+        """The spawns of which FIFOs are there."""
+        return {os.path.splitext(name)[0] for name in os.listdir(self._folder) if name.endswith(_ENDINGS)}
+
     def attach(self, streams: Streams, logs: tuple[LogFile, LogFile], on_error: Callable[[str, str], None]) -> None:
         """From now on output goes to the end of these files, which are made where they are missing.
 
