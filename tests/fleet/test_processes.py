@@ -159,7 +159,7 @@ def test_sources_templates_and_files_on_the_host(tmp_path: Path, play: Play, fle
     fleet.ssh("app1", "mkdir -p /srv/there && printf '[worker]\\ncommand = \"sleep 1000000\"\\n' > /srv/there/pm3.toml")
     there = play([processes(remote_src="/srv/there/pm3.toml")], hosts="app1")
     assert there.status == 0, there.output
-    assert there.actions()["worker"] == "created"
+    assert there.actions()["worker"] == "rolled"
     assert fleet.ssh("app1", "readlink /proc/$(pgrep -f -o 'sleep 1000000')/cwd").stdout.strip() == "/srv/there"
 
 

@@ -139,7 +139,7 @@ class Runs:
                 # As it is now, not as it was when this was asked: what went before may have changed it.
                 run.wish = yield from self._wish(request, desired, pace, peer.uid)
                 result = yield from self._run(run)
-                run.finish(result.document(request))
+                return result.document(request)
 
             self._work.in_turn([wish.project], wish.definitions, lambda: self._turn(run, steps()), run)
 
@@ -304,10 +304,11 @@ class Runs:
     # A run
 
     def _turn(self, run: Run, steps: Steps) -> Steps:
-        """The turn of a run; whatever ends it, nobody joins it any more."""
+        """The turn of a run, whose answer `steps` give; whatever ends it, nobody joins it any more."""
         try:
             with self._supervisor.sockets.changing():  # a socket of what is taken back stays open
-                yield from steps
+                answer = yield from steps
+            run.finish(answer)
         finally:
             self._over(run)
 
@@ -321,7 +322,7 @@ class Runs:
             raise
         failed = "; ".join([_why(result.failed())] * bool(result.failed()) + result.remarks)
         self._supervisor.diagnose(f"project {run.wish.project}: " + (failed or "all is as it was to be"))
-        run.finish(result.document(None))
+        return result.document(None)
 
     def _gone_on_back(self, run: Run) -> Steps:
         run.stops = stops = walks.stops_of(self._supervisor)
