@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import stream
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log import LogFile
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps, Streams
@@ -29,6 +30,7 @@ PUMP = """
 import json, os, socket, sys
 told = json.loads(sys.argv[1])
 sys.path.insert(0, told["sources"])
+from pm3.agent import stream
 from pm3.agent.log import LogFile
 from pm3.agent.loop import Loop
 from pm3.agent.output import Pumps
@@ -38,6 +40,7 @@ def failed(*error):
     os.write(2, repr(error).encode() + b"\\n")
     os._exit(3)
 
+stream._PATIENCE = told["patience"]
 loop = Loop(failed)
 pumps = Pumps(loop, told["run"])
 options = LogOptions(**told["options"])
@@ -222,6 +225,7 @@ def start_pump(
             "run": str(room.run_folder),
             "holder": theirs.fileno(),
             "options": asdict(options),
+            "patience": stream._PATIENCE,
             "spawns": [
                 (
                     streams.spawn_id,
