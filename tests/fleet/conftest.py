@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hosts import Fleet  # the bench is a program of its own, not a package
 
 NAMES = ("app1", "app2", "app3")
+MANY = tuple(f"app{number}" for number in range(1, 11))  # what tests of the fleet as a whole run on
 FILES = Path(__file__).parent / "files"
 CHECKOUT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
@@ -100,7 +101,7 @@ def play(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Play:
     def run(
         tasks: list[dict[str, Any]],
         *options: str,
-        hosts: str = "fleet",
+        hosts: str = ",".join(NAMES),
         collections: Path | None = None,
         **keywords: Any,
     ) -> Played:
@@ -131,6 +132,13 @@ def play(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Play:
         return Played(done.returncode, done.stdout, results)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def many(fleet: Fleet) -> Fleet:
+    """The same fleet, with all of `MANY` up. The agent is on none of those beyond `NAMES` yet."""
+    fleet.up(len(MANY))
+    return fleet
 
 
 @pytest.fixture(scope="session")

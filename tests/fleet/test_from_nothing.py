@@ -76,7 +76,8 @@ def test_check_mode_on_a_host_without_an_agent(fleet: Fleet, play: Play) -> None
 def test_the_site_playbook(fleet: Fleet, clean: None, tmp_path: Path) -> None:
     source = tmp_path / "pm3.toml"
     source.write_text('[mail]\ncommand = "sleep 1000000"\ninstances = 2\n')
-    options = ["-e", "pm3_project=other", "-e", f"pm3_src={source}"]
+    names = ",".join(NAMES)
+    options = ["-e", "pm3_project=other", "-e", f"pm3_src={source}", "-e", f"pm3_hosts={names}"]
     first = playbook(fleet, "pm3.fleet.site", *options)
     assert first.returncode == 0, first.stdout
     assert first.stdout.count("  mail:1      created    online     new") == len(NAMES)
