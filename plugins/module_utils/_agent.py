@@ -57,6 +57,9 @@ _OURS = (
     "start.lock",
     "dump.json",
     "dump.json.new",
+    "upgrade.json",
+    "upgrade.json.new",
+    "store.sqlite.before",
     "logs",
     "run",
 )
@@ -135,15 +138,20 @@ def _present(module: AnsibleModule) -> Document:
     if (not present or lacking) and not package["archive"] and not module.check_mode:
         return {"changed": False, "upload": {"python": ".".join(map(str, version))}}
 
-    steps = service.prepared() + _program_steps(module, place, package, python, not present or lacking)
+    on_trial = bool(running and running["features"].get("trial"))
+    steps = service.prepared() + _program_steps(module, place, package, python, not present or lacking, on_trial)
     written = [file for file in [_launcher(place, python), *service.files] if _read(file.path) != file.text]
     diff = [_difference(file) for file in written]
     steps += [Step(f"wrote {file.path}", functools.partial(_write, file)) for file in written]
     steps += service.missing()
     if running is None:
-        steps.append(Step("started the agent", lambda: _start(place, service, package)))
+        steps.append(Step("started the agent", lambda: _start(place, service, package, before)))
     elif running.get("identity") != package["identity"] or lacking or any(file in service.files for file in written):
-        steps.append(Step("upgraded the running agent in place", lambda: _upgrade(place, service, package, before)))
+        again = on_trial and _unpacked.in_use(place) == package["identity"]
+        change = _try_out if on_trial else _exchange
+        steps.append(
+            Step("upgraded the running agent in place", lambda: change(place, service, package, running or {}, again))
+        )
 
     now, after = running, _promised(package, before)
     if not module.check_mode:
@@ -151,7 +159,7 @@ def _present(module: AnsibleModule) -> Document:
         _unpacked.tidy(place, package["identity"], before["identity"])
         now = _hello(place) if steps else running
         after = _told(now, place)
-    result = _result(place, service, steps, before, after, _kept(running, now))
+    result = _result(place, service, steps, before, after, _kept(running, now), _gap(running, now))
     return {**result, "diff": diff} if module._diff else result
 
 
@@ -165,7 +173,13 @@ def _do(steps: list[Step]) -> None:
 
 
 def _result(
-    place: Place, service: Service, steps: list[Step], before: Document, after: Document, kept: int
+    place: Place,
+    service: Service,
+    steps: list[Step],
+    before: Document,
+    after: Document,
+    kept: int,
+    gap: float | None = None,
 ) -> Document:
     return {
         "changed": bool(steps),
@@ -173,6 +187,7 @@ def _result(
         "before": before,
         "after": after,
         "instances_kept": kept,
+        "gap": gap,
         "data_dir": place.data_dir,
         "command": place.command,
         "service_manager": "none" if service.name == "keeper" else service.name,
@@ -184,7 +199,21 @@ def _kept(before: Document | None, after: Document | None) -> int:
     return min(one["instances"]["running"] for one in (before, after)) if before and after else 0
 
 
-def _program_steps(module: AnsibleModule, place: Place, package: Document, python: str, unpack: bool) -> list[Step]:
+def _gap(before: Document | None, after: Document | None) -> float | None:
+    """For how long the upgrade kept the agent from answering, in milliseconds; None where there was none."""
+    told = (after or {}).get("upgrade") or {}
+    return told.get("gap") if before and _upgrades(after) > _upgrades(before) else None
+
+
+def _upgrades(hello: Document | None) -> int:
+    """How many upgrades in place the agent has gone through or refused."""
+    return int((((hello or {}).get("upgrade")) or {}).get("count") or 0)
+
+
+def _program_steps(
+    module: AnsibleModule, place: Place, package: Document, python: str, unpack: bool, on_trial: bool
+) -> list[Step]:
+    """On trial it is the agent itself that makes a version the current one, when that has shown that it can do the work."""
     identity, steps = package["identity"], []
     if not os.path.isdir(place.data_dir):
         steps.append(Step(f"made {place.data_dir}", lambda: _make_data_dir(place)))
@@ -195,7 +224,7 @@ def _program_steps(module: AnsibleModule, place: Place, package: Document, pytho
                 lambda: _unpacked.unpack(module, place, identity, package["archive"], python),
             )
         )
-    if _unpacked.in_use(place) != identity:
+    if _unpacked.in_use(place) != identity and not on_trial:
         steps.append(Step(f"made {identity} the current version", lambda: _unpacked.use(place, identity)))
     return steps
 
@@ -215,24 +244,57 @@ def _check_group(module: AnsibleModule, place: Place) -> None:
         module.warn(said)
 
 
-def _start(place: Place, service: Service, package: Document) -> None:
-    service.start()
-    _verify(place, package, None)
+def _start(place: Place, service: Service, package: Document, before: Document) -> None:
+    try:
+        service.start()
+        _verify(place, package, None)
+    except (Trouble, Unanswered):
+        _return(place, package, before)
+        raise
 
 
-def _upgrade(place: Place, service: Service, package: Document, before: Document) -> None:
+def _try_out(place: Place, service: Service, package: Document, running: Document, again: bool) -> None:
+    """Has the agent become the version. It does so only if that can go on with what there is, and stays it only if it comes up."""
+    if not again:
+        _unpacked.offer(place, package["identity"])
+    service.reload()
+    deadline = time.monotonic() + UPGRADE_SECONDS
+    hello = _hello(place)
+    while _upgrades(hello) <= _upgrades(running):
+        if time.monotonic() > deadline:
+            _unpacked.withdraw(place)
+            raise Trouble(
+                f"the agent was told to change to version {package['version']} ({package['identity']}), and in"
+                f" {UPGRADE_SECONDS:g} s it neither has nor has said why not; its log may"
+            )
+        time.sleep(0.02)  # nobody tells us when a process has executed another program
+        hello = _hello(place)
+    told = hello["upgrade"] if hello else {}
+    if told["result"] != "done":
+        kept = _kept(running, hello)
+        what = "cannot take over" if told["result"] == "refused" else "has failed, and the one before it is back"
+        raise Trouble(
+            f"version {package['version']} ({package['identity']}) {what}: {told['why']}\n"
+            f"version {(hello or {}).get('version')} ({(hello or {}).get('identity')}) runs, with all {kept} instances"
+        )
+
+
+def _exchange(place: Place, service: Service, package: Document, running: Document, again: bool) -> None:
+    """As `_try_out`, with an agent that knows no trial yet: it becomes what is the current version, and that has to work."""
+    before = _told(running, place)
     try:
         service.reload()
         _verify(place, package, before)
     except (Trouble, Unanswered):
         # The agent that runs has refused the new program, and the next start must not meet it.
-        if (
-            before["identity"]
-            and before["identity"] != package["identity"]
-            and _unpacked.is_there(place, before["identity"])
-        ):
-            _unpacked.use(place, before["identity"])
+        _return(place, package, before)
         raise
+
+
+def _return(place: Place, package: Document, before: Document) -> None:
+    old = before["identity"]
+    if old and old != package["identity"] and _unpacked.is_there(place, old):
+        _unpacked.use(place, old)
 
 
 def _verify(place: Place, package: Document, before: Document | None) -> None:

@@ -108,6 +108,21 @@ def use(place: Place, identity: str) -> None:
     os.replace(new, place.current)
 
 
+def offer(place: Place, identity: str) -> None:
+    """Names the program that the running agent is to try; it makes that the current one, or takes the link away."""
+    withdraw(place)
+    os.symlink(identity, _offer(place))
+
+
+def withdraw(place: Place) -> None:
+    if os.path.lexists(_offer(place)):
+        os.unlink(_offer(place))
+
+
+def _offer(place: Place) -> str:
+    return os.path.join(place.library, "next")
+
+
 def tidy(place: Place, *keep: str | None) -> None:
     """Removes programs that are neither kept nor among the newest."""
     entries = [

@@ -159,6 +159,13 @@ instances_kept:
   returned: success
   type: int
   sample: 9
+gap:
+  description: >-
+    For how many milliseconds an upgrade in place kept the agent from answering. What is asked meanwhile waits, and instances do not
+    notice. V(null) if the agent that runs did not change.
+  returned: success
+  type: float
+  sample: 38.5
 data_dir:
   description: Where the agent keeps its data.
   returned: success

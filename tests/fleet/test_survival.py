@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, SHOP_INSTANCES, Play, processes, shop
+from conftest import SHOP_INSTANCES, Play, processes, shop
 from hosts import Fleet
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -42,31 +40,6 @@ def test_sigkill_of_the_agent_touches_no_process(fleet: Fleet, play: Play, pids:
             f"kill -KILL {old}; while ! pm3 --json list >/dev/null 2>&1 || [ $(cat /var/lib/pm3/pm3.pid) = {old} ]; do :; done",
         )
         assert pids("app1") == before
-    assert play([processes(definitions=shop())], hosts="app1").output.count("changed=0") == 1
-
-
-def test_an_upgrade_keeps_every_process(fleet: Fleet, play: Play, pids: Pids, tmp_path: Path) -> None:
-    """From an older agent to this one: same pid, same children. The other way round works as well."""
-    older = tmp_path / "ansible_collections" / "pm3" / "fleet"
-    for name in ("plugins", "roles", "meta"):
-        shutil.copytree(CHECKOUT / name, older / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CHECKOUT / "galaxy.yml", older)
-    version = older / "plugins" / "module_utils" / "pm3" / "__init__.py"
-    version.write_text(version.read_text().replace('VERSION = "', 'VERSION = "0.0.'))
-
-    play([processes(definitions=shop())], hosts="app1")
-    before, agent = pids("app1"), fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout
-    install = [{"pm3.fleet.agent": {}}]
-    for collections in (tmp_path, None):
-        done = play(install, hosts="app1", collections=collections)
-        assert done.status == 0, done.output
-        result = done.results["app1"]
-        assert result["changed"] is True
-        assert result["before"]["version"] != result["after"]["version"]
-        assert result["instances_kept"] == len(SHOP_INSTANCES)
-        assert pids("app1") == before
-        assert fleet.ssh("app1", "cat /var/lib/pm3/pm3.pid").stdout == agent
-    assert play(install, hosts="app1").results["app1"]["changed"] is False
     assert play([processes(definitions=shop())], hosts="app1").output.count("changed=0") == 1
 
 

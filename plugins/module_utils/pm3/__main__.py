@@ -30,6 +30,8 @@ def _main() -> int:
         if flag in sys.argv[1:]:
             data_dir = importlib.import_module(package + ".wire.paths").data_dir(os.environ)
             return int(importlib.import_module(f"{package}.agent.{module}").main(data_dir))
+    if sys.argv[1:2] == ["--check-upgrade"]:
+        return int(importlib.import_module(package + ".agent.upgrade").check(sys.argv[2]))
     return int(importlib.import_module(package + ".cli.main").main())
 
 

@@ -92,7 +92,9 @@ POINTS = {
     "agent.rests": "All instances rest in an orderly end, which is not stored.",
     "agent.ended": "The orderly end is stored; it still runs.",
     "upgrade.closed": "The pump has ended; nothing is handed over.",
+    "upgrade.noted": "It is noted that there will be another version; nothing is handed over.",
     "upgrade.before_exec": "Everything is handed over, to nobody.",
+    "agent.ready": "Its manager knows that it is ready; an upgrade that brought it is not over.",
 }
 
 _lock = threading.Lock()  # the pump's thread gets here, too

@@ -443,7 +443,10 @@ SCENARIOS: dict[Scenario, list[str]] = {
     ],
     emptied: ["flush.emptied"],
     found_running: ["agent.begun", "agent.restored", "adoption.adopted"],
-    upgraded: ["upgrade.closed", "upgrade.before_exec", "agent.begun", "agent.open"],
+    upgraded: [
+        *("upgrade.closed", "upgrade.noted", "upgrade.before_exec"),
+        *("agent.begun", "agent.open", "agent.ready"),
+    ],
     ended: ["agent.rests", "agent.ended", "stop.signalled"],
 }
 # One crash, and then another one where the next agent clears away what the first has left.

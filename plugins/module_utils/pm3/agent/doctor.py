@@ -15,7 +15,7 @@ import os
 import re
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,14 @@ class About:
     manager: str  # systemd, keeper or none
     started: float  # by the loop's clock, in seconds
     restore_seconds: float  # from the start of the agent until it could be asked something
+    upgrade: Mapping[str, Any]  # the newest one, as `Upgrades.told` has it
 
 
 def facts(about: About, loop: Loop, supervisor: Supervisor, cells_: Cells, manager: ServiceManager) -> list[Fact]:
     """All facts, in an order to read them in."""
     found: list[Fact] = [
         _life(about, loop, supervisor),
+        *_upgrade(about.upgrade),
         _lag(loop.lag, loop.time()),
         *_cells(cells_),
         *_kernel(),
@@ -74,6 +76,19 @@ def _life(about: About, loop: Loop, supervisor: Supervisor) -> Fact:
         f"for {_time(loop.time() - about.started)}, with {len(instances)} instances, {running} of them running;"
         f" it was ready after {_milliseconds(about.restore_seconds)} and uses {_bytes(_resident())} of memory",
     )
+
+
+def _upgrade(newest: Mapping[str, Any]) -> Iterator[Fact]:
+    if newest["result"] == "done":
+        gap = (
+            "" if newest["gap"] is None else f", in which it answered nobody for {_milliseconds(newest['gap'] / 1000)}"
+        )
+        yield _fact("upgrade", f"the newest one, to {newest['to'] or 'what is installed'}, is done{gap}")
+    elif newest["result"] is not None:
+        what = "was refused" if newest["result"] == "refused" else "failed, and this version is back"
+        yield _fact(
+            "upgrade", f"the newest one, to {newest['to'] or 'what is installed'}, {what}: {newest['why']}", "warning"
+        )
 
 
 def _lag(lag: Lag, now: float) -> Fact:

@@ -17,7 +17,7 @@ from ..model.problems import nearest
 from ..wire import messages
 from .holds import PROCESS, PROJECT, Holds, Target
 from .projects import Projects
-from .store import StoreError
+from .schemas import StoreError
 from .supervisor import Supervisor
 from .work import Refused
 

@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import grp
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from typing import Any
 from .. import VERSION
 from ..model.life import End
 from ..wire import messages, paths
-from . import cells, descriptors, spawn, walks
+from . import cells, descriptors, spawn, upgrade, walks
 from .adoption import Adoption
 from .cells import Cells
 from .keeper import ENDS_NAME, ends
@@ -31,15 +30,15 @@ from .loop import READ, Loop
 from .output import Pumps
 from .points import reached
 from .requests import Requests
+from .schemas import StoreError
 from .server import Server
-from .store import Store, StoreError
+from .store import Store
 from .supervisor import Supervisor
 from .tasks import Steps, Task
 
 _LOCK, _LISTEN = "agent-lock", "agent-listen"  # hyphens, so that no spawn id is ever the same
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_CHECK_SECONDS = 30  # in which a new version must show that it can run
 
 
 def main(data_dir: str) -> int:
@@ -67,9 +66,10 @@ class Agent:
         self._data_dir = data_dir
         self._scope = paths.scope(data_dir)
         self._run = paths.run(data_dir)
-        self._identity = _identity()  # now: the link `current` may come to name another version while we run
+        self._identity = upgrade.identity(upgrade.package())  # now: `current` may come to name another while we run
         self._inherited = descriptors.inherited()
         self._seen = self._inherited.pop(ENDS_NAME, [])  # what a keeper lets us see of ends that nobody else saw
+        self._stderr = self._inherited.pop(upgrade.STDERR, [-1])[0]
         reached("agent.begun")
         self._make_folders()
         self._lock = self._take_lock()
@@ -79,6 +79,8 @@ class Agent:
         address = os.environ.get("NOTIFY_SOCKET")
         self._manager_kind = "keeper" if self._seen else "systemd" if address else "none"
         self._manager = descriptors.ServiceManager(address)
+        self._upgrades = upgrade.Upgrades(data_dir, self._run, diagnose)
+        self._upgrades.return_store()
         self._store = Store(self._path("store.sqlite"))
         self._pumps = Pumps(self._loop, self._run)
         self._cells = Cells(self._loop, cells.find_root())
@@ -99,6 +101,7 @@ class Agent:
         self._server: Server | None = None
         self._signals = -1  # the numbers of those that have come
         self._ending = False
+        self._checking = False  # whether a version can be become
         self._status = 0
 
     def run(self) -> int:
@@ -122,6 +125,8 @@ class Agent:
         self._write_pid()
         reached("agent.open")
         self._manager.tell("READY=1")
+        reached("agent.ready")
+        self._upgrades.settle(self._stderr)
         self._restore_seconds = time.monotonic() - self._started
         self._feed_watchdog()
         self._loop.run()
@@ -237,13 +242,16 @@ class Agent:
             "scope": self._scope,
             "manager": self._manager_kind,
             "instances": {"total": len(instances), "running": sum(one.pid is not None for one in instances)},
-            "features": {"cgroup": self._cells.root is not None, "pidfd": True},
+            "features": {"cgroup": self._cells.root is not None, "pidfd": True, "trial": True},
+            "upgrade": self._upgrades.told,
         }
 
     def _doctor(self) -> dict[str, Any]:
         from . import doctor  # a healthy agent does without
 
-        about = doctor.About(self._data_dir, self._manager_kind, self._started, self._restore_seconds)
+        about = doctor.About(
+            self._data_dir, self._manager_kind, self._started, self._restore_seconds, self._upgrades.told
+        )
         found = doctor.facts(about, self._loop, self._supervisor, self._cells, self._manager)
         return {"type": "doctor", "facts": found}
 
@@ -289,33 +297,27 @@ class Agent:
         self._loop.stop()
 
     def _upgrade(self) -> None:
-        """Becomes the version that is installed now, when that can run at all. The check is another process, in another thread."""
-        if self._ending:
+        """Becomes the version that is to be, when that can go on with what there is. It says so itself, in another process."""
+        if self._ending or self._checking:
             return
-        command = [sys.executable, "-I", "-S", os.path.join(_package(), "__main__.py")]
+        self._checking = True
+        target = upgrade.Target()
 
-        def check() -> None:
-            import subprocess  # a megabyte with what it imports, and the next of us begins without
+        def look() -> None:
+            check = upgrade.Check(target, self._path("store.sqlite"), self._run)
+            self._loop.from_thread(lambda: self._checked(target, check))
 
-            try:
-                ran = subprocess.run(  # pylint: disable=ansible-bad-function
-                    [*command, "--version"], capture_output=True, timeout=_CHECK_SECONDS, check=False
-                )
-                # Its status alone proves nothing: as a subreaper we may have collected it, and then it looks like 0.
-                good = ran.returncode == 0 and ran.stdout
-                wrong = "" if good else ran.stderr.decode("utf-8", "replace").strip() or "it does not tell its version"
-            except (OSError, subprocess.TimeoutExpired) as error:
-                wrong = str(error)
-            if wrong:
-                self._loop.from_thread(lambda: diagnose(f"not upgraded, the installed version cannot run: {wrong}"))
-            else:
-                self._loop.from_thread(lambda: self._become([*command, "--daemon"]))
+        threading.Thread(target=look, daemon=True).start()
 
-        threading.Thread(target=check, daemon=True).start()
+    def _checked(self, target: upgrade.Target, check: upgrade.Check) -> None:
+        self._checking = False
+        if check.wrong is not None:
+            self._upgrades.refused(target, check.wrong)
+        elif not self._ending and self._server is not None:
+            self._become(target, check.reads)
 
-    def _become(self, command: list[str]) -> None:
-        if self._ending or self._server is None:
-            return
+    def _become(self, target: upgrade.Target, reads: int) -> None:
+        began = time.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         if self._noted_signals() & {signal.SIGTERM, signal.SIGINT}:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -324,25 +326,32 @@ class Agent:
         self._requests.runs.abandon(
             "interrupted: the agent becomes the installed version, and then goes on with this; ask again"
         )
-        self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(time.monotonic() * 1_000_000)}")
+        self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(began * 1_000_000)}")
         self._supervisor.flush()
         self._pumps.close()
         reached("upgrade.closed")
         kept = {
             **self._supervisor.handles(),
             _LOCK: [self._lock],
-            _LISTEN: [self._server.fileno()],
+            _LISTEN: [self._server.fileno()] if self._server is not None else [],
             ENDS_NAME: self._seen,
+            upgrade.STDERR: [self._upgrades.listen()],
         }
         self._store.close()
-        variables = {**descriptors.hand_over(kept), **spawn.variables()}
-        reached("upgrade.before_exec")
+        variables: dict[str, str] = {}
         try:
+            self._upgrades.begin(target, reads, began)
+            reached("upgrade.noted")
+            variables = {**descriptors.hand_over(kept), **spawn.variables()}
+            self._upgrades.set_alarm()
+            reached("upgrade.before_exec")
+            command = [*target.command, "--daemon"]
             os.execve(command[0], command, {**os.environ, **variables, "PM3_DATA_DIR": self._data_dir})
-        except OSError as error:
+        except (OSError, StoreError) as error:
             # Nothing was touched that a new start of ourselves would not find again: the manager does that.
-            descriptors.take_back(kept, variables)
-            diagnose(f"cannot become the installed version: {error}")
+            if variables:
+                descriptors.take_back(kept, variables)
+            self._upgrades.undone(str(error))
             self._status = 1
             self._loop.stop()
 
@@ -362,17 +371,6 @@ def _become_subreaper() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
-
-
-def _package() -> str:
-    """Our folder, by the name under which we were started: through the link `current` that is the version installed now."""
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def _identity() -> str | None:
-    """The hash that names an installed version; None when we run from source."""
-    folder = os.path.basename(os.path.dirname(os.path.realpath(_package())))
-    return folder if re.fullmatch(r"[0-9a-f]{16}", folder) else None
 
 
 def _boot_id() -> str:

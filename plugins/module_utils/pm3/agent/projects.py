@@ -20,7 +20,8 @@ from ..model.definition import Definition
 from ..model.problems import DefinitionError, Problem
 from .instance import Instance
 from .places import Places
-from .store import Revision, Store, StoreError
+from .schemas import StoreError
+from .store import Revision, Store
 
 UNFINISHED = "not finished"  # as the failure of a revision whose instances are still being changed
 

@@ -27,8 +27,9 @@ from .apply import Apply
 from .changes import cpus
 from .points import reached
 from .projects import Projects
+from .schemas import StoreError
 from .server import Client, Peer
-from .store import Revision, StoreError
+from .store import Revision
 from .supervisor import Supervisor
 from .tasks import Pace, Steps, paced
 from .work import Work

@@ -10,7 +10,6 @@ takes a `checkpoint`, with which an apply ends. Definitions are kept once each, 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -21,38 +20,10 @@ from ..model import definition as definitions
 from ..model.definition import Definition
 from ..model.life import After, Cause, Check, End, Life, Phase, Policy, Status
 from ..model.slots import slotted
+from . import schemas
 from .points import reached
+from .schemas import StoreError
 
-SCHEMA = 2
-# What leads from each schema to the next, beginning with none. What has been released is never edited, only added to.
-_STEPS = (
-    """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE definitions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, body TEXT NOT NULL, UNIQUE (name, body));
-CREATE TABLE projects (name TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE revisions (
-    project TEXT NOT NULL, revision INTEGER NOT NULL, label TEXT, at REAL NOT NULL, uid INTEGER, changed TEXT NOT NULL,
-    definitions TEXT NOT NULL, PRIMARY KEY (project, revision)
-) WITHOUT ROWID;
-CREATE TABLE instances (
-    name TEXT PRIMARY KEY, process TEXT NOT NULL, number INTEGER NOT NULL, count INTEGER NOT NULL, project TEXT,
-    definition INTEGER NOT NULL, path TEXT, wanted INTEGER NOT NULL, life TEXT NOT NULL, spawn_id TEXT NOT NULL,
-    pid INTEGER, start_time INTEGER, boot TEXT NOT NULL
-) WITHOUT ROWID;
-""",
-    """
-ALTER TABLE instances ADD COLUMN slot INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE instances ADD COLUMN seen TEXT;
-ALTER TABLE revisions ADD COLUMN places TEXT NOT NULL DEFAULT '{}';
-ALTER TABLE revisions ADD COLUMN origin INTEGER;
-ALTER TABLE revisions ADD COLUMN failed_at REAL;
-ALTER TABLE revisions ADD COLUMN failure TEXT;
-CREATE TABLE holds (
-    kind TEXT NOT NULL, name TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL, uid INTEGER, PRIMARY KEY (kind, name)
-) WITHOUT ROWID;
-CREATE TABLE runs (project TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-""",
-)
 _INSTANCE = (
     "name, process, number, count, project, definition, path, wanted, life, spawn_id, pid, start_time, boot, slot, seen"
 )
@@ -63,10 +34,6 @@ _BUSY = 200  # milliseconds that a commit waits for somebody else's, for instanc
 _IDS = 4096  # definitions whose ids are known by heart
 _LIFE = {one.name: one.default for one in fields(Life) if one.name != "policy"}
 _LIVES = json.JSONEncoder(default=lambda value: value.value if isinstance(value, Enum) else vars(value))
-
-
-class StoreError(Exception):
-    """The store cannot be used; the text says why."""
 
 
 @slotted
@@ -122,46 +89,19 @@ class Hold:
 
 
 class Store:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, trial: bool = False) -> None:
+        """On trial all is done to a copy in memory, and nothing to the file. Raises `StoreError`."""
         self.path = path
         self.error: str | None = None  # why the last write failed, if it did
         self._ids: dict[int, tuple[Definition, int]] = {}  # by identity: a definition, and its id in the file
         self._by_id: dict[int, Definition] = {}
         self._commits = 0  # since the last checkpoint
-        try:
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{path} cannot be read as the agent's store ({error}); move it away to begin with an empty one"
-            ) from error
-
-    def _open(self) -> sqlite3.Connection:
-        mask = os.umask(0o077)
-        try:
-            db = sqlite3.connect(self.path, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
-        finally:
-            os.umask(mask)
-        try:
-            self._prepare(db)
-        except BaseException:
-            db.close()  # or it would stay locked
-            raise
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA wal_autocheckpoint = 0")  # it would wait for the disk on the loop
-        db.execute("PRAGMA journal_size_limit = 1048576")  # bytes to which its file shrinks after a burst
-        db.execute("PRAGMA cache_size = -512")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise StoreError(
-                f"{self.path} has schema {version}, this agent reads {SCHEMA}; install the agent that wrote it"
-            )
-        if version < SCHEMA:
-            db.executescript(f"BEGIN; {''.join(_STEPS[version:])} PRAGMA user_version = {SCHEMA}; COMMIT;")
-        db.execute(f"PRAGMA busy_timeout = {_BUSY}")
+        self._db = schemas.opened(path, trial)
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA wal_autocheckpoint = 0")  # it would wait for the disk on the loop
+        self._db.execute("PRAGMA journal_size_limit = 1048576")  # bytes to which its file shrinks after a burst
+        self._db.execute("PRAGMA cache_size = -512")
+        self._db.execute(f"PRAGMA busy_timeout = {_BUSY}")
 
     def tidy(self) -> None:
         """Forgets definitions, with their secrets, that no instance has any more. Only before anything else was done."""
@@ -373,6 +313,15 @@ class Store:
         """Raises `StoreError`."""
         rows = [(one.kind, one.name) for one in ended]
         self._write(lambda: self._db.executemany("DELETE FROM holds WHERE kind = ? AND name = ?", rows))
+
+    def read_all(self) -> None:
+        """Reads everything once. Raises whatever an agent that goes on with this store would meet."""
+        self.instances()
+        self.runs()
+        self.holds()
+        for project in self.projects():
+            for one in self.revisions(project):
+                self.revision(project, one.revision)
 
     @property
     def due(self) -> bool:

@@ -38,9 +38,10 @@ from .log import LogFile
 from .loop import READ, Loop, Timer
 from .output import Pumps, last_lines
 from .points import reached
+from .schemas import StoreError
 from .sockets import ListenError, Sockets
 from .spawn import Process
-from .store import Record, Store, StoreError
+from .store import Record, Store
 from .triggers import Triggers
 
 _SPAWN_TURN = 0.01  # seconds of spawning after which other news gets its turn

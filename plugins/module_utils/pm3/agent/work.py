@@ -17,7 +17,7 @@ from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
 from . import walks
 from .instance import Instance
-from .store import StoreError
+from .schemas import StoreError
 from .supervisor import Supervisor
 from .tasks import Steps, Task, Turns
 

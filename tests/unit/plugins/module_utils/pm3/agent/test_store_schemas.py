@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import schemas
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.projects import Projects
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.store import _STEPS, SCHEMA, Hold, Store, StoreError
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.schemas import SCHEMA, STEPS, StoreError
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.store import Hold, Store
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.life import Phase
 
 
@@ -19,7 +22,7 @@ def old_store(path: Path) -> None:
     """As the agent of schema 1 left it: one instance of a project, and two revisions of that."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(f"BEGIN; {_STEPS[0]} PRAGMA user_version = 1; COMMIT;")
+        db.executescript(f"BEGIN; {STEPS[0]} PRAGMA user_version = 1; COMMIT;")
         db.execute("INSERT INTO meta VALUES ('next_spawn', '42')")
         db.execute("""INSERT INTO definitions VALUES (1, 'web', '{"command": "serve", "cwd": "/srv/2"}')""")
         db.execute("INSERT INTO projects VALUES ('shop', 2)")
@@ -82,6 +85,73 @@ def test_a_migration_is_done_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(str(path))
     assert [one.name for one in store.instances()] == ["web:1"]
     store.close()
+
+
+def shape(path: Path) -> set[tuple[str, ...]]:
+    """Every table with its columns, their types and what they are without a value."""
+    with closing(sqlite3.connect(path)) as db:
+        tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {(name, *map(str, row)) for name in tables for row in db.execute(f"PRAGMA table_info({name})")}
+
+
+def test_a_store_can_be_left_to_an_agent_of_the_first_schema(tmp_path: Path) -> None:
+    first, path = tmp_path / "first.sqlite", tmp_path / "store.sqlite"
+    old_store(first)
+    old_store(path)
+    store = Store(str(path))
+    found = store.instances()
+    store.hold([Hold("process", "web", "to see", 1.0, None)])
+    store.close()
+    schemas.lower(str(path), 1)
+    assert schemas.schema_of(str(path)) == 1
+    assert shape(path) == shape(first)
+    with closing(sqlite3.connect(path)) as after, closing(sqlite3.connect(first)) as before:
+        for table in ("meta", "definitions", "projects", "revisions", "instances"):
+            query = f"SELECT * FROM {table}"
+            assert after.execute(query).fetchall() == before.execute(query).fetchall(), table
+    store = Store(str(path))  # and taken over again
+    assert store.instances() == found
+    assert store.holds() == []
+    store.close()
+
+
+def test_a_way_back_that_fails_leaves_the_store_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    Store(str(path)).close()
+    with pytest.raises(StoreError, match="cannot be brought to schema 0"):
+        schemas.lower(str(path), 0)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE runs")  # the last statement of the way back will fail
+    before = shape(path)
+    with pytest.raises(StoreError, match="cannot be brought to schema 1"):
+        schemas.lower(str(path), 1)
+    assert shape(path) == before
+
+
+def test_on_trial_the_file_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    old_store(path)
+    with closing(Store(str(path), trial=True)) as store:
+        store.read_all()
+        assert [one.name for one in store.instances()] == ["web:1"]
+        store.hold([Hold("process", "web", "to see", 1.0, None)])
+    assert schemas.schema_of(str(path)) == 1
+
+
+def test_a_copy_takes_the_place_of_a_store_with_its_log(tmp_path: Path) -> None:
+    path, copied = tmp_path / "store.sqlite", tmp_path / "copy.sqlite"
+    store = Store(str(path))
+    store.set("a", "1")
+    schemas.copy(str(path), str(copied))
+    store.set("a", "2")
+    os.link(f"{path}-wal", tmp_path / "wal")  # as if it had died without having it emptied
+    store.close()
+    os.rename(tmp_path / "wal", f"{path}-wal")
+    schemas.copy(str(copied), str(path))
+    store = Store(str(path))
+    assert store.get("a") == "1"
+    store.close()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["copy.sqlite", "store.sqlite"]
 
 
 def test_a_store_of_a_newer_agent_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
