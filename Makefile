@@ -10,6 +10,7 @@ PYTHON := $(BIN)/python
 PYTEST := $(PYTHON) -m pytest
 ARGS   :=
 N      := 3
+MINUTES := 5
 
 # Ansible finds this checkout as pm3.fleet through a link (tools that need a real folder: tests/tools/run_ansible_test.py).
 COLLECTIONS := .cache/collections
@@ -20,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 
 .PHONY: help venv quickstart quickstart-down check format types unit pythons integration integration-agent \
-        integration-modules sanity lint docs fleet fleet-up fleet-down test bench clean
+        integration-modules sanity lint docs fleet fleet-tests machine machine-down soak fleet-scale fleet-up fleet-down test bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,10 +73,10 @@ format: .venv/tests.stamp ## let ruff format the code and mend what it can
 
 # The plugins under their full name; the messages name them by their path.
 types: .venv/tests.stamp
-	$(BIN)/mypy $(CHECKOUT)/plugins tests/tools $(wildcard tests/fleet/hosts.py) | sed 's|^$(CHECKOUT)/||'
+	$(BIN)/mypy $(CHECKOUT)/plugins tests/tools tests/fleet/hosts.py tests/machine/emulated.py | sed 's|^$(CHECKOUT)/||'
 
 unit: .venv/tests.stamp ## unit tests
-	$(PYTEST) -q tests/unit $(ARGS)
+	$(PYTEST) -q -n auto tests/unit $(ARGS)
 
 # --- before a merge --------------------------------------------------------------------------------------------------
 
@@ -97,13 +98,29 @@ pythons: .venv/tests.stamp ## unit tests on every Python of this machine, from 3
 integration: integration-agent integration-modules ## a real agent, and the modules against it
 
 integration-agent: .venv/tests.stamp
-	$(PYTEST) -n 3 tests/integration/agent $(ARGS)
+	$(PYTEST) -n 4 tests/integration/agent $(ARGS)
 
 integration-modules: .venv/tests.stamp
 	$(ANSIBLE_TEST) integration $(ARGS)
 
 fleet: .venv/tests.stamp ## tests against real hosts: systemd, sshd, reboots (root, Debian-like)
 	tests/tools/fleet.sh $(ARGS)
+
+fleet-tests: .venv/tests.stamp ## the same on the hosts of `make fleet-up`, which stay: make fleet-tests ARGS="-k reboot -x"
+	tests/tools/fleet.sh --stay $(ARGS)
+
+machine: .venv/tests.stamp ## limits, on an emulated machine with a kernel of its own (root, Debian-like, x86_64)
+	tests/tools/machine.sh $(ARGS)
+
+machine-down: .venv/tests.stamp
+	$(PYTHON) tests/machine/emulated.py down
+
+soak: .venv/tests.stamp ## a hundred instances and an agent that dies all the time, for MINUTES=5, then all promises checked
+	PM3_SOAK_MINUTES=$(MINUTES) tests/tools/fleet.sh -n 0 -s -k soak $(ARGS)
+
+fleet-scale: N := 100
+fleet-scale: .venv/tests.stamp ## what a run over N=100 such hosts costs that changes nothing, beside ping
+	tests/tools/fleet.sh --scale $(N)
 
 fleet-up: .venv/tests.stamp ## start N=3 such hosts and leave them running
 	$(PYTHON) tests/fleet/hosts.py up $(N)
@@ -120,5 +137,5 @@ bench: .venv/tests.stamp ## our figures beside the bars of the design
 # -----------------------------------------------------------------------------------------------------------------------
 
 clean: ## remove everything that was made here
-	@if [ -x $(PYTHON) ] && [ -f tests/fleet/hosts.py ]; then $(PYTHON) tests/fleet/hosts.py down; fi
+	@if [ -x $(PYTHON) ]; then $(PYTHON) tests/fleet/hosts.py down; $(PYTHON) tests/machine/emulated.py down; fi
 	rm -rf --one-file-system .venv .cache .ansible .hypothesis .mypy_cache .nox tests/output

@@ -42,6 +42,11 @@ options:
         description:
           - How long a step may take, the change of one instance. Seconds, or a time such as V(2m).
         type: raw
+      soak:
+        description:
+          - How long the new instances must then stay up, without a restart or a failed check, before the change has succeeded. If one does
+            not, that is a failure like any other. Seconds, or a time such as V(2m). The default is V(0).
+        type: raw
       on_scale:
         description:
           - What a change of the number of instances does to those that go on running.

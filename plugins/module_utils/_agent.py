@@ -82,12 +82,15 @@ def _place_of(module: AnsibleModule) -> Place:
     return Place(module.params["scope"], module.params["data_dir"])
 
 
-def _hello(place: Place) -> Document | None:
-    """What the running agent says of itself, or None where none runs. Raises `Unanswered` where it will not talk to us."""
+def _hello(place: Place, silent: str | None = None) -> Document | None:
+    """What the running agent says of itself, or None where none runs. Raises `Unanswered` where it will not talk to us.
+
+    `silent="timeout"`: None also where it says nothing for long, as one does on a slow host that becomes another one.
+    """
     try:
         return place.ask({"type": "hello"}, 10)
     except Unanswered as error:
-        if error.reason in ("absent", "closed"):
+        if error.reason in ("absent", "closed", silent):
             return None
         raise
 
@@ -159,8 +162,18 @@ def _present(module: AnsibleModule) -> Document:
         _unpacked.tidy(place, package["identity"], before["identity"])
         now = _hello(place) if steps else running
         after = _told(now, place)
+    _warn_of_boot(module, place, service, running is None)
     result = _result(place, service, steps, before, after, _kept(running, now), _gap(running, now))
     return {**result, "diff": diff} if module._diff else result
+
+
+def _warn_of_boot(module: AnsibleModule, place: Place, service: Service, new: bool) -> None:
+    """What nobody promises without a service manager: said at every run, or where that was asked for, when an agent is started."""
+    if service.name == "keeper" and (new or module.params["service_manager"] == "auto"):
+        module.warn(
+            "no service manager keeps this agent: it comes back by itself when it dies, but nothing starts it at boot, and a shutdown does"
+            f" not wait for what it runs to stop in order; have the host run this at boot: {_service.begin(place)}"
+        )
 
 
 def _promised(package: Document, before: Document) -> Document:
@@ -259,7 +272,7 @@ def _try_out(place: Place, service: Service, package: Document, running: Documen
         _unpacked.offer(place, package["identity"])
     service.reload()
     deadline = time.monotonic() + UPGRADE_SECONDS
-    hello = _hello(place)
+    hello = _hello(place, "timeout")
     while _upgrades(hello) <= _upgrades(running):
         if time.monotonic() > deadline:
             _unpacked.withdraw(place)
@@ -268,7 +281,7 @@ def _try_out(place: Place, service: Service, package: Document, running: Documen
                 f" {UPGRADE_SECONDS:g} s it neither has nor has said why not; its log may"
             )
         time.sleep(0.02)  # nobody tells us when a process has executed another program
-        hello = _hello(place)
+        hello = _hello(place, "timeout")
     told = hello["upgrade"] if hello else {}
     if told["result"] != "done":
         kept = _kept(running, hello)
@@ -301,7 +314,7 @@ def _verify(place: Place, package: Document, before: Document | None) -> None:
     """Waits until the agent that answers is the one that was installed. While it is exchanged it may not answer for a moment."""
     deadline = time.monotonic() + UPGRADE_SECONDS
     while True:
-        hello = _hello(place)
+        hello = _hello(place, "timeout")
         if hello is not None and hello.get("identity") == package["identity"]:
             return
         if time.monotonic() > deadline:

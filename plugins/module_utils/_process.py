@@ -38,7 +38,7 @@ _TYPES = (  # of options, and of their elements
     ("dict", None, (kinds.ENVIRONMENT, kinds.LIMITS)),
     ("list", "path", (kinds.FILES,)),
     ("list", "str", (kinds.NAMES, kinds.PATTERNS)),
-    ("list", "int", (kinds.EXIT_CODES,)),
+    ("list", "int", (kinds.EXIT_CODES, kinds.IDS)),
 )
 _NUMBERS = (kinds.INSTANCES, kinds.MILLISECONDS, kinds.SECONDS, kinds.SIZE)  # or texts
 
@@ -81,12 +81,12 @@ def mistake(params: Document) -> str | None:
         return "name is empty; expected the name of a process, or a list of names"
     given = [row.name for row in DEFINITION if params[row.name] is not None]
     given += [name for name in ("update",) if params[name] is not None]
-    beside = [name for name in given if name != "instances"]
+    beside = [name for name in given if name not in ("instances", "instance_ids")]
     if beside and "command" not in given and params["state"] != "absent":
         fields = f"{beside[0]} is" if len(beside) == 1 else f"{', '.join(beside)} are"
         return (
-            f"{fields} given, but no command; without one the process is as it was defined elsewhere, and only instances can be"
-            " changed: give the whole definition, with its command"
+            f"{fields} given, but no command; without one the process is as it was defined elsewhere, and only instances and"
+            " instance_ids can be changed: give the whole definition, with its command"
         )
     return None
 
@@ -191,6 +191,8 @@ def _written(row: Field, value: t.Any) -> t.Any:
         return int(value)
     if isinstance(value, str) and row.kind is kinds.WATCH and value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if isinstance(value, str) and row.kind is kinds.CPU and re.fullmatch(r"\d{1,10}(\.\d{1,10})?", value.strip()):
+        return float(value)
     return value
 
 

@@ -27,9 +27,12 @@ UPDATE: dict[str, t.Any] = {
         "max_surge": {"type": "raw"},
         "on_failure": {"type": "str", "choices": ["revert", "pause"]},
         "deadline": {"type": "raw"},
+        "soak": {"type": "raw"},
         "on_scale": {"type": "str", "choices": ["keep", "roll"]},
     },
 }
+ONCE = ("max_unavailable", "max_surge", "on_failure", "deadline", "soak")
+UPDATE_ONCE: dict[str, t.Any] = {"type": "dict", "options": {key: UPDATE["options"][key] for key in ONCE}}
 OPTIONS: dict[str, t.Any] = {
     "project": {"type": "str", "required": True},
     "src": {"type": "str"},
@@ -50,6 +53,7 @@ OPTIONS: dict[str, t.Any] = {
     "rollback_to": {"type": "str"},
     "rollback_from": {"type": "str"},
     "update": UPDATE,
+    "update_once": UPDATE_ONCE,
     "retry_failed": {"type": "bool", "default": True},
     "take_over": {"type": "bool", "default": False},
     "wait": {"type": "bool", "default": True},
@@ -79,7 +83,9 @@ def nothing(project: str | None) -> Document:
         "changed": False,
         "project": project,
         "revision": None,
+        "label": None,
         "previous_revision": None,
+        "previous_label": None,
         "reverted": False,
         "timed_out": False,
         "in_progress": False,
@@ -126,7 +132,9 @@ def end(module: AnsibleModule, ask: t.Callable[[Place], Document]) -> None:
 
 
 def faulty(problems: list[Document]) -> str:
-    """All problems of definitions in one message."""
+    """All problems of definitions in one message; a single one that is none of theirs, such as nowhere to go back to, by itself."""
+    if len(problems) == 1 and not any(problems[0].get(place) is not None for place in ("file", "table", "field")):
+        return f"{problems[0]['message']}; nothing was changed"
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     return "\n".join([f"{count} in the definitions; nothing was changed:", *(f"  {_said(one)}" for one in problems)])
 
@@ -153,6 +161,7 @@ def _answer(module: AnsibleModule, place: Place) -> Document:
         "rollback_to": params["rollback_to"],
         "rollback_from": params["rollback_from"],
         "update": given(params["update"]),
+        "update_once": given(params["update_once"]),
         "retry_failed": params["retry_failed"],
         "take_over": params["take_over"],
         "wait": params["wait"],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import subprocess
 import time
 import typing as t
@@ -165,6 +166,9 @@ class Keeper:
         self._place = place
         self._program = program
         self.files: list[File] = []
+        if place.scope == "system":
+            # For commands that find no agent: theirs to begin is only an agent of their own.
+            self.files.append(File(os.path.join(place.data_dir, "managed"), f"{begin(place)}\n"))
 
     def state(self) -> str:
         if _answers(self._place):
@@ -279,6 +283,11 @@ def manager_for(wanted: str, place: Place, running: str | None) -> str:
         if place.usual and units.lingers(units.user_name()) and os.path.exists(units.user_manager())
         else "none"
     )
+
+
+def begin(place: Place) -> str:
+    """The command that begins an agent under a keeper; with `--foreground` behind it, one for who watches what it starts."""
+    return f"PM3_DATA_DIR={shlex.quote(place.data_dir)} {shlex.quote(place.command)} --keeper"
 
 
 def _answers(place: Place) -> bool:

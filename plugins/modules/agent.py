@@ -54,7 +54,8 @@ options:
       systemd: >-
         The host's systemd, or with O(scope=user) the user's own, which is told to linger.
       none: >-
-        A small keeper process that comes with the agent. It survives a crash of the agent, but nothing starts it at boot.
+        A small keeper process that comes with the agent. It survives a crash of the agent, but nothing starts it at boot, and a shutdown
+        does not wait for what runs to stop in order. The module warns of that when it starts the agent, and with V(auto) at every run.
   python:
     description:
       - The Python 3.9 or newer that runs the agent. By default the one that runs this module, see C(ansible_python_interpreter).

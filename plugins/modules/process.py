@@ -48,8 +48,8 @@ options:
   command:
     description:
       - Program and arguments; split into words, never given to a shell.
-      - Without it the processes must exist, unless O(state=absent), and no other field of a definition but O(instances) can be
-        given. It does not matter then to which project they belong. Only their own project can change O(instances).
+      - Without it the processes must exist, unless O(state=absent), and no other field of a definition but O(instances) or
+        O(instance_ids) can be given. It does not matter then to which project they belong. Only their own project can change these.
       - With it the options are the whole definition. A field that is not given has its default.
   cwd:
     description:
@@ -148,11 +148,21 @@ revision:
   returned: always
   type: int
   sample: 7
+label:
+  description: The label of RV(revision), V(null) if it has none.
+  returned: always
+  type: str
+  sample: "42"
 previous_revision:
   description: The project's revision before the run, V(null) if it had none.
   returned: always
   type: int
   sample: 6
+previous_label:
+  description: The label of RV(previous_revision), V(null) if it has none.
+  returned: always
+  type: str
+  sample: "41"
 reverted:
   description: Whether what was changed has been changed back, as something of it did not come up.
   returned: always

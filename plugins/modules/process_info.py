@@ -137,7 +137,7 @@ instances:
       type: str
       sample: shop
     number:
-      description: Its number among the instances of its process, from 0.
+      description: Its number among the instances of its process, from 0, or the one that C(instance_ids) has.
       type: int
       sample: 0
     count:

@@ -123,6 +123,35 @@ options:
         to the newest earlier one that is good and has another label. Otherwise there is nothing to do.
       - Only with O(state=present).
     type: str
+  update_once:
+    description:
+      - Keys of O(update) for this run alone. They count more than what the definitions say, and nothing of them is kept, so that the next
+        run finds nothing changed.
+    type: dict
+    suboptions:
+      max_unavailable:
+        description:
+          - See O(update.max_unavailable).
+        type: raw
+      max_surge:
+        description:
+          - See O(update.max_surge).
+        type: raw
+      on_failure:
+        description:
+          - See O(update.on_failure).
+        type: str
+        choices:
+          - revert
+          - pause
+      deadline:
+        description:
+          - See O(update.deadline).
+        type: raw
+      soak:
+        description:
+          - See O(update.soak).
+        type: raw
   retry_failed:
     description:
       - Whether to try once more what has failed on this host before and was reverted. If not, the same definitions are refused at once.
@@ -242,11 +271,21 @@ revision:
   returned: always
   type: int
   sample: 7
+label:
+  description: The label of RV(revision), V(null) if it has none.
+  returned: always
+  type: str
+  sample: "42"
 previous_revision:
   description: The project's revision before the run, V(null) if it had none.
   returned: always
   type: int
   sample: 6
+previous_label:
+  description: The label of RV(previous_revision), V(null) if it has none.
+  returned: always
+  type: str
+  sample: "41"
 reverted:
   description: Whether what was changed has been changed back, as something of it did not come up.
   returned: always

@@ -1,6 +1,6 @@
 """What the fleet tests share: three real hosts, the agent on them, and plays run as a person runs them.
 
-Run by tests/tools/fleet.sh, inside the hosts' network namespace. Results come from pytest-ansible's `ansible_adhoc` where one module
+Run by tests/tools/fleet.sh. Results come from pytest-ansible's `ansible_adhoc` where one module
 call is enough, and from `ansible-playbook` where check mode, roles, become or what is printed matter.
 """
 
@@ -10,9 +10,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ NAMES = ("app1", "app2", "app3")
 MANY = tuple(f"app{number}" for number in range(1, 11))  # what tests of the fleet as a whole run on
 FILES = Path(__file__).parent / "files"
 CHECKOUT = Path(__file__).resolve().parents[2]
+CALLBACK = "pm3.fleet.instances"
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 
 Result = dict[str, Any]
@@ -36,6 +38,7 @@ def shop(**changes: Any) -> dict[str, Any]:
         "db": {
             "command": "python3 /srv/shop/db.py",
             "instances": 2,
+            "min_uptime": 50,
             "env": {"PORT": "@{7000 + instance}"},
             "readiness_check": "tcp://127.0.0.1:@{7000 + instance}",
         },
@@ -43,14 +46,21 @@ def shop(**changes: Any) -> dict[str, Any]:
             "command": "python3 /srv/shop/web.py",
             "instances": 4,
             "depends_on": ["db"],
+            "min_uptime": 50,
             "env": {"PORT": "@{8000 + instance}", "DB_PORTS": "7000 7001"},
             "readiness_check": "http://127.0.0.1:@{8000 + instance}/",
         },
-        "worker": {"command": "sleep 1000000", "depends_on": ["web"]},
+        "worker": {"command": "sleep 1000000", "depends_on": ["web"], "min_uptime": 50},
         **changes,
     }
     return {name: definition for name, definition in definitions.items() if definition is not None}
 
+
+# Numbered lines without a pause, until it is asked to end; the last one says so. For a process `writer`, whose log does not begin with
+# what another test has left.
+UNWRITTEN = "rm -f /var/lib/pm3/logs/writer-*"
+WRITER = "sh -c 'trap over=1 TERM; n=0; while [ -z \"$over\" ]; do n=$((n+1)); echo $n; done; echo end'"
+COUNTED = 'awk \'$0 != NR && $0 != "end" {print "line " NR " is " $0; exit 1} END {print NR, $0}\' /var/lib/pm3/logs/writer-out.log'
 
 SHOP_INSTANCES = ["db:0", "db:1", "web:0", "web:1", "web:2", "web:3", "worker"]
 
@@ -72,19 +82,32 @@ Play = Callable[..., Played]
 
 @pytest.fixture(scope="session")
 def fleet() -> Fleet:
-    one = Fleet()
+    """This process is in the network of these hosts from now on. Each worker of pytest has hosts of its own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    one = Fleet().beside(worker) if worker else Fleet()
     one.up(len(NAMES))
+    one.enter()
     return one
 
 
 def playbook(
-    fleet: Fleet, name: str, *options: str, collections: Path | None = None
+    fleet: Fleet,
+    name: str,
+    *options: str,
+    collections: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """`ansible-playbook NAME` as a person types it, with the callback on; what it prints is all in `stdout`."""
-    elsewhere = {"ANSIBLE_COLLECTIONS_PATH": str(collections)} if collections else {}
+    others = {"ANSIBLE_COLLECTIONS_PATH": str(collections)} if collections else {}
     return subprocess.run(
         [PLAYBOOK, "-i", fleet.inventory, name, *options],
-        env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "pm3.fleet.instances", "ANSIBLE_FORCE_COLOR": "0", **elsewhere},
+        env={
+            **os.environ,
+            "ANSIBLE_CALLBACKS_ENABLED": CALLBACK,
+            "ANSIBLE_FORCE_COLOR": "0",
+            **others,
+            **environment,
+        },
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -106,28 +129,23 @@ def play(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Play:
         **keywords: Any,
     ) -> Played:
         folder = tmp_path_factory.mktemp("play")
-        tell = {
-            "name": "The result is brought back",
-            "ansible.builtin.copy": {
-                "content": "{{ result | to_json }}",
-                "dest": f"{folder}/{{{{ inventory_hostname }}}}.json",
-                "mode": "0600",
-            },
-            "delegate_to": "localhost",
-            "become": False,
-            "check_mode": False,
-            "changed_when": False,
-            "no_log": True,
-            "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
-        }
-        wanted = (
-            [*tasks[:-1], {**tasks[-1], "register": "result", "ignore_errors": "{{ keep_going }}"}, tell]
-            if tasks
-            else []
-        )
-        text = [{"hosts": hosts, "gather_facts": False, "vars": {"keep_going": False}, "tasks": wanted, **keywords}]
+        last = [{**one, "register": "result", "ignore_errors": "{{ keep_going }}"} for one in tasks[-1:]]
+        text = [
+            {
+                "hosts": hosts,
+                "gather_facts": False,
+                "vars": {"keep_going": False},
+                "tasks": [*tasks[:-1], *last],
+                **keywords,
+            }
+        ]
         (folder / "play.yml").write_text(yaml.safe_dump(text, sort_keys=False))
-        done = playbook(fleet, str(folder / "play.yml"), *options, collections=collections)
+        brings_back = {
+            "ANSIBLE_CALLBACKS_ENABLED": f"{CALLBACK},bring_back",
+            "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback"),
+            "PM3_RESULTS": str(folder),
+        }
+        done = playbook(fleet, str(folder / "play.yml"), *options, collections=collections, environment=brings_back)
         results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
         return Played(done.returncode, done.stdout, results)
 
@@ -159,12 +177,13 @@ def processes(**options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def clean(agents: None, play: Play) -> Iterator[None]:
-    """Whatever a test applied is gone after it."""
+def clean(agents: None, fleet: Fleet) -> Iterator[None]:
+    """Whatever a test applied is gone after it, on each host on which the agent still is."""
     yield
-    gone = [{"pm3.fleet.processes": {"project": name, "state": "absent"}} for name in ("shop", "other")]
-    done = play(gone)
-    assert done.status == 0, done.output
+    gone = " && ".join(f"pm3 apply --project {name} --state absent" for name in ("shop", "other"))
+    for host in NAMES:
+        done = fleet.ssh(host, f"test ! -e /usr/local/bin/pm3 || {{ {gone} && pm3 delete --all; }}")
+        assert done.returncode == 0, done
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
+import ctypes
 import hashlib
 import json
 import os
@@ -23,26 +23,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench import base, host, machine
+from bench import base, host, machine, wheels
 from bench.cgroup import Group
 from bench.host import Host, Readiness
 from bench.machine import FleetError
 
 DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / ".cache" / "fleet"
 BOOT_TOGETHER = 8
-INOTIFY_INSTANCES_PER_HOST = 12  # systemd, logind, dbus, networkd and room for what is tested.
+# The kernel counts those of all hosts together: systemd, logind, dbus, networkd and what is tested make twelve on each.
+INOTIFY_INSTANCES = 64 + 12 * host.MOST_HOSTS
 USERS = ("root", "deploy")
+CLONE_NEWNET = 0x40000000
 
 
 class Fleet:
     """The hosts app1..appN whose files are in `directory`. All methods are idempotent and may be called from any process, in
-    the fleet's network namespace or outside."""
+    the fleet's network namespace or outside. What is made once and only read is in `store`: by default it is the same folder."""
 
-    def __init__(self, directory: Path | str = DEFAULT_DIRECTORY) -> None:
+    def __init__(self, directory: Path | str = DEFAULT_DIRECTORY, store: Path | None = None) -> None:
         self.directory = Path(directory).absolute()
+        self.store = store or self.directory
         self.name = "pm3-" + hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:8]
         self.runtime = (
             Path("/run") / f"{self.name}-fleet"
@@ -50,6 +53,10 @@ class Fleet:
         self.key = self.directory / "key"
         self.ssh_config = self.directory / "ssh_config"
         self.inventory = self.directory / "inventory.yml"
+
+    def beside(self, name: str) -> Fleet:
+        """Another fleet with hosts of its own, on the same store, which ends with this one: for tests that run at the same time."""
+        return Fleet(self.directory / "beside" / name, self.store)
 
     # What there is
 
@@ -77,6 +84,13 @@ class Fleet:
     def netns_prefix(self) -> list[str]:
         """What goes before a command so that it reaches the hosts. Harmless where it already does."""
         return ["nsenter", f"--net=/run/netns/{self.name}", "--"]
+
+    def enter(self) -> None:
+        """From now on this thread, and all that it starts, reaches the hosts and nothing else."""
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns came with Python 3.12
+        with Path("/run/netns", self.name).open() as namespace:
+            if libc.setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "the network of the hosts cannot be entered")
 
     def ssh_command(self, name: str, *command: str, user: str = "root", options: Sequence[str] = ()) -> list[str]:
         return [
@@ -117,7 +131,7 @@ class Fleet:
                     root = self._make_base()
                     self._lay_network()
                     self._write_key()
-                    self._raise_inotify(count)
+                    self._raise_inotify()
                     self._boot(new, root)
                 for one in wanted:
                     if not one.answered.exists():  # It was booting when an earlier `up` was killed.
@@ -134,12 +148,21 @@ class Fleet:
             return [one.name for one in new]
 
     def down(self, cache: bool = False) -> None:
-        """End all hosts and remove everything of them; the base root stays unless `cache` is true."""
+        """End all hosts and remove everything of them, also of the fleets beside; the base root stays unless `cache` is true."""
+        for folder in self._entries("beside/*"):
+            self.beside(folder.name).down()
+            machine.remove_tree(folder)
         with self._alone():
             self._end()
             if cache:
                 for entry in (*self._entries("base-*"), self.directory / "base.log"):
                     machine.remove_tree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+    def wheels(self) -> Path:
+        """The folder with packages of Python with which a host can run Ansible itself. From outside their network only, the first time."""
+        root = self._make_base()
+        with machine.alone(self.store / "store.lock"):
+            return wheels.fetch(self.store, root)
 
     def reboot(self, name: str) -> None:
         """Reboot a host properly and wait until ssh answers again."""
@@ -170,13 +193,9 @@ class Fleet:
 
     # How it is done
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
         """One change at a time: two processes that boot or end hosts of this fleet wait for each other."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return machine.alone(self.directory / "lock")
 
     def _entries(self, pattern: str) -> list[Path]:
         if pattern == "hosts":
@@ -190,7 +209,9 @@ class Fleet:
         return one
 
     def _make_base(self) -> Path:
-        return base.make(self.directory, Group(self.name).child("build"), in_use=bool(self.hosts()))
+        in_use = any(next(self.store.glob(f"{place}hosts/app*"), None) for place in ("", "beside/*/"))
+        with machine.alone(self.store / "store.lock"):
+            return base.make(self.store, Group(self.name).child("build"), in_use)
 
     def _lay_network(self) -> None:
         """The namespace, and the bridge that nspawn hangs the hosts on. Each step is safe to repeat after a crash in between."""
@@ -211,11 +232,10 @@ class Fleet:
             machine.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", self.key)
 
     @staticmethod
-    def _raise_inotify(count: int) -> None:
+    def _raise_inotify() -> None:
         limit = Path("/proc/sys/fs/inotify/max_user_instances")
-        needed = 64 + INOTIFY_INSTANCES_PER_HOST * count
-        if int(limit.read_text()) < needed:
-            limit.write_text(str(needed))
+        if int(limit.read_text()) < INOTIFY_INSTANCES:
+            limit.write_text(str(INOTIFY_INSTANCES))
 
     def _boot(self, hosts: Sequence[Host], root: Path) -> None:
         """Boot hosts, a few at a time, and wait until ssh answers on each."""
@@ -361,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command("up", "boot app1..appN and wait for ssh").add_argument("count", metavar="N", type=int, nargs="?", default=3)
     command("down", "end all hosts").add_argument("--cache", action="store_true", help="remove the base root too")
     command("list", "name the hosts that run")
+    command("wheels", "fetch what hosts need to run Ansible themselves, and name the folder")
     command("reboot", "reboot a host and wait until it is back").add_argument("name", metavar="NAME")
     reset = command("reset", "give hosts a fresh disk and boot them")
     reset.add_argument("names", metavar="NAME", nargs="*")
@@ -404,6 +425,8 @@ def perform(fleet: Fleet, options: argparse.Namespace) -> int:
         )
     elif options.command == "down":
         fleet.down(cache=options.cache)
+    elif options.command == "wheels":
+        print(fleet.wheels())
     elif options.command == "list":
         print(*fleet.running(), sep="\n")
     elif options.command == "reboot":

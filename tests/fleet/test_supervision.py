@@ -78,6 +78,25 @@ def test_memory_of_all_processes_in_a_cell(fleet: Fleet, play: Play) -> None:
     assert not fleet.ssh("app1", "pgrep -fx 'python3 -c kept.*' || true").stdout.strip()
 
 
+def test_limits_that_a_host_cannot_keep(fleet: Fleet, play: Play, pids: Callable[[str], dict[str, int]]) -> None:
+    """These hosts have cgroups, and no controllers in them wherever this machine has v1 beside v2."""
+    if "memory" in fleet.ssh("app1", "cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null || true").stdout:
+        pytest.skip("this machine gives its hosts cgroup v2 alone, with controllers: tests/machine")
+    applied(play, web={"command": "sleep 1000000"})
+    before = pids("app1")
+    task = processes(definitions={"web": {"command": "sleep 1000000", "memory_max": "64M"}})
+    said = "[web] memory_max: cannot be kept on this host, its cgroup v2 has no controller memory"
+    foreseen = play([task], "--check", hosts="app1")
+    assert (foreseen.status, foreseen.actions()) == (0, {"web": "updated"}), foreseen.output
+    assert said in " ".join(foreseen.output.split())
+    done = play([task], hosts="app1")
+    assert done.status != 0
+    assert said in " ".join(done.output.split())
+    assert pids("app1") == before
+    assert "memory_max" not in shown(fleet, "web")
+    assert "no controller memory" in fleet.ssh("app1", "pm3 doctor").stdout
+
+
 def test_schedules_and_limits_are_back_after_a_reboot(fleet: Fleet, play: Play) -> None:
     fleet.ssh("app1", "rm -f /srv/ticks")
     applied(

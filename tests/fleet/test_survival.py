@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from conftest import SHOP_INSTANCES, Play, processes, shop
+from conftest import SHOP_INSTANCES, UNWRITTEN, WRITER, Play, processes, shop
 from hosts import Fleet
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -14,9 +14,18 @@ pytestmark = pytest.mark.usefixtures("clean")
 Pids = Callable[[str], dict[str, int]]
 
 
+# How many times the writer's lines go from 1 to its last words.
+RUNS = (
+    'awk \'$0 == "end" {runs++; n = 0; next} $0 != ++n {print "line " NR " is " $0; exit 1} END {print runs " runs"}\''
+    " /var/lib/pm3/logs/writer-out.log"
+)
+
+
 def test_reboot_brings_everything_back_in_order(fleet: Fleet, play: Play, modules: object) -> None:
-    play([processes(definitions=shop(rest={"command": "sleep 1000000"}))])
-    fleet.ssh("app1", "pm3 stop rest")
+    others = {"rest": {"command": "sleep 1000000"}, "writer": {"command": WRITER, "log_max_size": "1G"}}
+    fleet.ssh("app1", UNWRITTEN)
+    play([processes(definitions=shop(**others))])
+    fleet.ssh("app1", "pm3 stop rest; pm3 restart writer")
     fleet.reboot("app1")
     info = getattr(modules.app1, "pm3.fleet.process_info")(names=["db", "web", "worker"], wait_for="online", timeout=60)  # type: ignore[attr-defined]
     found = {one["name"]: one for one in info["app1"]["instances"]}
@@ -26,8 +35,13 @@ def test_reboot_brings_everything_back_in_order(fleet: Fleet, play: Play, module
     assert {one["total_restarts"] for one in found.values()} == {0}
     listed = {one["name"]: one for one in json.loads(fleet.ssh("app1", "pm3 --json list").stdout)["processes"]}
     assert listed["rest"]["status"] == "stopped"
-    again = play([processes(definitions=shop(rest={"command": "sleep 1000000"}))], hosts="app1")
+    assert (listed["writer"]["restarts"], listed["writer"]["total_restarts"]) == (0, 1)
+    again = play([processes(definitions=shop(**others))], hosts="app1")
     assert {name: action for name, action in again.actions().items() if action != "none"} == {"rest": "started"}
+    fleet.ssh("app1", "pm3 stop writer")
+    assert fleet.ssh("app1", RUNS).stdout == "3 runs\n", (
+        "of each of its three runs every line is there, to the last words"
+    )
 
 
 def test_sigkill_of_the_agent_touches_no_process(fleet: Fleet, play: Play, pids: Pids) -> None:
@@ -56,12 +70,22 @@ def test_systemctl_stop_ends_everything_and_start_brings_it_back(fleet: Fleet, p
 
 
 def test_no_orphans(fleet: Fleet, play: Play) -> None:
-    """A double fork in a session of its own is still the instance's."""
-    escape = "sh -c 'setsid -f setsid -f sleep 1000001; exec sleep 1000000'"
-    play([processes(definitions={"fork": {"command": escape}})])
-    assert fleet.ssh("app1", "pgrep -f 'sleep 1000001'").stdout.strip()
-    fleet.ssh("app1", "pm3 stop fork")
-    assert not fleet.ssh("app1", "pgrep -f '^sleep 1000001' || true").stdout.strip()
+    """Whatever they do to be somebody else's, they are in the instance's cell. Without cells: tests/integration/agent/test_orphans.py."""
+    nap, stay = "sleep 1000001", "exec sleep 1000000"
+    scripts = {
+        "forks": f"setsid -f setsid -f {nap}; {stay}",
+        "nohup": f"nohup {nap} >/dev/null 2>&1 & {stay}",
+        "jobs": f"set -m; {nap} & {nap} & {stay}",
+        "stubborn": f'(trap "" TERM; {nap}; {nap}) & {stay}',
+        "hidden": f"env -i setsid -f {nap} >/dev/null 2>&1 </dev/null; {stay}",
+    }
+    left = "pgrep -fc '^sleep 1000001' || true"
+    definitions = {name: {"command": f"sh -c '{script}'"} for name, script in scripts.items()}
+    done = play([processes(definitions=definitions)], hosts="app1")
+    assert done.status == 0, done.output
+    assert int(fleet.ssh("app1", left).stdout) == len(scripts) + 1
+    fleet.ssh("app1", "pm3 stop")
+    assert int(fleet.ssh("app1", left).stdout) == 0
 
 
 def test_removing_the_agent(fleet: Fleet, play: Play) -> None:

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import CHECKOUT, SHOP_INSTANCES, Play, processes, shop
+from conftest import CHECKOUT, COUNTED, SHOP_INSTANCES, UNWRITTEN, WRITER, Play, processes, shop
 from hosts import Fleet
 
 Pids = Callable[..., dict[str, int]]
 HOST = "app1"
 INSTALL: list[dict[str, Any]] = [{"pm3.fleet.agent": {}}]
 MAIN = "plugins/module_utils/pm3/agent/main.py"
-
-# Numbered lines without a pause; the last one says so.
-WRITER = "sh -c 'trap over=1 TERM; n=0; while [ -z \"$over\" ]; do n=$((n+1)); echo $n; done; echo end'"
-COUNTED = 'awk \'$0 != NR && $0 != "end" {print "line " NR " is " $0; exit 1} END {print NR, $0}\' /var/lib/pm3/logs/writer-out.log'
 
 
 def collection(folder: Path, name: str, old: str, new: str) -> Path:
@@ -37,6 +33,7 @@ def test_an_upgrade_keeps_every_process_and_every_line(
 ) -> None:
     """From this agent to another one and back: same pid, same children, under a program that writes as fast as it can."""
     other = collection(tmp_path, "plugins/module_utils/pm3/__init__.py", 'VERSION = "', 'VERSION = "0.0.')
+    fleet.ssh(HOST, UNWRITTEN)
     play([processes(definitions=shop(writer={"command": WRITER, "log_max_size": "200M"}))], hosts=HOST)
     before, agent = pids(HOST), fleet.ssh(HOST, "cat /var/lib/pm3/pm3.pid").stdout
     for collections in (other, None):

@@ -38,6 +38,7 @@ STAGES = (
     Stage("pythons"),
     Stage("integration"),
     Stage("fleet", probe=(sys.executable, "tests/fleet/hosts.py", "check"), after="fleet-down"),
+    Stage("machine", probe=(sys.executable, "tests/machine/emulated.py", "check"), after="machine-down"),
     Stage("quickstart", after="quickstart-down"),
 )
 

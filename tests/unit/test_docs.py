@@ -34,10 +34,13 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import (
 )
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import FIELDS, Effect, Field
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import plan
+from ansible_collections.pm3.fleet.plugins.plugin_utils import _placement
 
 ROOT = pathlib.Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-REFERENCE, TYPED, LIFE, LOGS = (DOCS / f"{name}.md" for name in ("fields", "commands", "supervision", "logs"))
+REFERENCE, TYPED, LIFE, LOGS, SURVIVAL = (
+    DOCS / f"{name}.md" for name in ("fields", "commands", "supervision", "logs", "survival")
+)
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 MODULES = ("agent", "processes", "process", "process_info")
 
@@ -107,6 +110,39 @@ def same(page: pathlib.Path, marks: re.Pattern[str], content: str) -> None:
         page.write_text(expected, encoding="utf-8")
     else:
         assert text == expected, 'write it anew: PM3_WRITE_DOCS=1 make unit ARGS="-k test_docs"'
+
+
+# --- what moves ------------------------------------------------------------------------------------------------------
+
+_MOVES = re.compile(r"(<!-- moves: .*? -->\n).*?(<!-- end of moves -->\n)", re.DOTALL)
+
+
+def moves() -> str:
+    lines = [
+        "| hosts | numbers | a share | move when a host goes or comes | at most | and for a number more | at most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size, count in ((3, 20), (5, 20), (10, 30), (10, 100), (30, 100), (100, 100), (100, 300)):
+        hosts = [f"worker{number}" for number in range(size)]
+        owners = owned(count, hosts)
+        going = [moved(owners, owned(count, [one for one in hosts if one != gone])) for gone in hosts]
+        growing = [moved(owned(more, hosts), owned(more + 1, hosts)) for more in range(count, count + 30)]
+        share = f"{count // size}" + (f" or {count // size + 1}" if count % size else "")
+        cells = [*(f"{sum(found) / len(found):.1f} | {max(found)}" for found in (going, growing))]
+        lines.append(f"| {size} | {count} | {share} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def owned(count: int, hosts: list[str]) -> dict[int, str]:
+    return {number: host for host in hosts for number in _placement.place(count, hosts, host)}
+
+
+def moved(one: dict[int, str], other: dict[int, str]) -> int:
+    return sum(one[number] != other[number] for number in one)
+
+
+def test_what_moves_is_measured() -> None:
+    same(DOCS / "placement.md", _MOVES, moves())
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -268,6 +304,35 @@ def test_a_record_of_a_json_log_is_as_shown() -> None:
     assert {*shown, "partial"} == set(first_words(section(LOGS, "Shape")))
 
 
+# Where the tests are that the page of what survives what names.
+TESTS = {
+    "agent": ROOT / "tests" / "integration" / "agent",
+    "fleet": ROOT / "tests" / "fleet",
+    "machine": ROOT / "tests" / "machine",
+    "store": ROOT / "tests" / "unit" / "plugins" / "module_utils" / "pm3" / "agent",
+}
+
+
+def test_what_survives_what_is_tested() -> None:
+    """Each cell names a test, and each test exists."""
+    text = SURVIVAL.read_text(encoding="utf-8")
+    table = text.partition("\n## ")[0]
+    header, *lines = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(lines) > 8
+    for line in lines:
+        event, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        assert len(cells) == header.count("|") - 2, event
+        assert all(re.search(r"\[\d+\]$", cell) for cell in cells), event
+    tests = dict(re.findall(r"^(\d+)\. (.*)$", section(SURVIVAL, "The tests"), re.MULTILINE))
+    assert set(re.findall(r"\[(\d+)\]", text)) == set(tests)
+    assert list(tests) == [str(number) for number in range(1, len(tests) + 1)]
+    for names in tests.values():
+        for name in names.split(", "):
+            folder, path, function = re.fullmatch(r"`(\w+)/(\w+\.py)::(test_\w+)`", name).groups()  # type: ignore[union-attr]
+            source = (TESTS[folder] / path).read_text(encoding="utf-8")
+            assert re.search(rf"^def {function}\(", source, re.MULTILINE), name
+
+
 def documented(module: str) -> dict[str, Any]:
     """The options that a task may give to one of our modules."""
     package = "ansible_collections.pm3.fleet.plugins"
@@ -287,6 +352,16 @@ def role_variables(role: str) -> set[str]:
     return set(specs["argument_specs"]["main"]["options"])
 
 
+def playbook_variables(playbook: str) -> set[str]:
+    plays = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text(encoding="utf-8"))
+    (checked,) = [task for task in tasks_of(plays) if "ansible.builtin.validate_argument_spec" in task]
+    return set(checked["ansible.builtin.validate_argument_spec"]["argument_spec"])
+
+
+def mentioned_in(playbook: str) -> set[str]:
+    return set(re.findall(r"\bpm3_\w+", (ROOT / "playbooks" / f"{playbook}.yml").read_text(encoding="utf-8")))
+
+
 def tasks_of(found: Any) -> Iterator[dict[str, Any]]:
     """All tasks of a parsed playbook or list of tasks, those in blocks included."""
     for entry in found if isinstance(found, list) else []:
@@ -303,7 +378,12 @@ def tasks_of(found: Any) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_examples_use_what_there_is(text: str) -> None:
     parsed = yaml.safe_load(text)
-    assert isinstance(parsed, list)
+    if isinstance(parsed, dict):  # a file for -e, or one of another program
+        ours = {key for key in parsed if key.startswith(("rollout_", "pm3_"))}
+        known = playbook_variables("rollout") | role_variables("gitops") | role_variables("agent")
+        assert ours <= known | mentioned_in("site")
+        assert not ours or len(ours) == len(parsed)
+        return
     for play in parsed:
         for role in play.get("roles", []):
             name = role["role"] if isinstance(role, dict) else role
@@ -397,6 +477,7 @@ def test_every_plugin_is_in_the_readme() -> None:
     for role in (ROOT / "roles").iterdir():
         assert f"role [`{role.name}`]" in text
         own = (role / "README.md").read_text(encoding="utf-8")
-        assert set(re.findall(r"^\| `(\w+)`", own, re.MULTILINE)) == role_variables(role.name)
+        described = "".join(re.findall(r"^\| (`pm3_[^|]+)\|", own, re.MULTILINE))
+        assert set(re.findall(r"`(\w+)`", described)) == role_variables(role.name)
     for playbook in (ROOT / "playbooks").glob("*.yml"):
         assert f"playbook `{playbook.stem}`" in text

@@ -10,6 +10,7 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import IO
 
 from bench import machine
 from bench.cgroup import Group
@@ -17,7 +18,7 @@ from bench.machine import FleetError
 
 PACKAGES = (
     "systemd", "systemd-sysv", "libpam-systemd", "dbus", "dbus-user-session", "openssh-server", "sudo",
-    "python3", "python3-psutil", "iproute2", "procps", "util-linux", "curl",
+    "python3", "python3-psutil", "python3-venv", "git", "gpg", "gpg-agent", "iproute2", "procps", "util-linux", "curl",
 )  # fmt: skip
 
 # Runs in the new root. No name server: a host reaches its neighbours only, and a look-up must fail at once, not after seconds.
@@ -79,9 +80,7 @@ def make(directory: Path, group: Group, in_use: bool) -> Path:
     try:
         with log.open("w", encoding="utf-8") as output:
             for command in (arguments, ["chroot", str(partial), "sh", "-c", SETUP]):
-                done = _run_in(group, command, environment, output.fileno())
-                if done:
-                    raise FleetError(f"{command[0]} ended with {done}; what it said is in {log}")
+                run_in(group, command, environment, output, log)
         partial.rename(root)
     finally:
         group.kill()
@@ -89,12 +88,12 @@ def make(directory: Path, group: Group, in_use: bool) -> Path:
     return root
 
 
-def _run_in(group: Group, command: list[str], environment: dict[str, str], output: int) -> int:
-    """Run a command as a member of `group`, so that all its descendants can be ended together."""
-    group.make()
-    join = f'echo $$ > "{group.folders[0]}/cgroup.procs" && exec "$@"'
-    return subprocess.run(
-        ["sh", "-c", join, "sh", *command],
+def run_in(group: Group, command: list[str], environment: dict[str, str], output: IO[str], log: Path) -> None:
+    """Run a command as a member of `group`, so that all its descendants can be ended together. `output` is the file `log`."""
+    done = subprocess.run(
+        group.joining(command),
         check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
         start_new_session=True,  # Ctrl-C is for us; we end the group.
     ).returncode  # fmt: skip
+    if done:
+        raise FleetError(f"{command[0]} ended with {done}; what it said is in {log}")

@@ -55,6 +55,11 @@ class Group:
         for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
 
+    def joining(self, command: list[str]) -> list[str]:
+        """The command so that it enters the group, which is made, before it begins."""
+        self.make()
+        return ["sh", "-c", f'echo $$ > "{self.folders[0]}/cgroup.procs" && exec "$@"', "sh", *command]
+
     def child(self, name: str) -> Group:
         return Group(f"{self.name}/{name}")
 

@@ -5,14 +5,17 @@ Nothing in this file knows about hosts, and nothing but `install_packages` chang
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from bench import cgroup
 
@@ -64,7 +67,7 @@ def succeeds(*command: str | Path) -> bool:
     return True
 
 
-def reasons_against(directory: Path) -> Iterator[str]:
+def reasons_against(directory: Path, packages: Mapping[str, str] = MappingProxyType(PACKAGES)) -> Iterator[str]:
     """Why hosts cannot run here with their files in `directory`; nothing if they can. Tries things, leaves nothing."""
     if sys.platform != "linux":
         yield f"not Linux: {platform.system()} has no namespaces and no systemd-nspawn"
@@ -72,7 +75,7 @@ def reasons_against(directory: Path) -> Iterator[str]:
     if os.geteuid() != 0:
         yield "not root: mounts, network namespaces and systemd-nspawn need it"
         return
-    missing = sorted({package for command, package in PACKAGES.items() if not shutil.which(command)})
+    missing = sorted({package for command, package in packages.items() if not shutil.which(command)})
     if not shutil.which("apt-get"):
         yield "no apt-get: the hosts' root is made by debootstrap from the mirror that apt is configured for"
     elif missing and not all(succeeds("apt-cache", "show", package) for package in missing) and not mirrors():
@@ -107,15 +110,24 @@ def mirrors() -> list[tuple[str, str]]:
     return found
 
 
-def install_packages() -> None:
-    """Install what is missing with apt; its lists are fetched only if it cannot do without."""
-    missing = sorted({package for command, package in PACKAGES.items() if not shutil.which(command)})
+def install_packages(packages: Mapping[str, str] = MappingProxyType(PACKAGES)) -> None:
+    """Install what is missing with apt, by the command that tells; its lists are fetched only if it cannot do without."""
+    missing = sorted({package for command, package in packages.items() if not shutil.which(command)})
     if not missing:
         return
     install = ("apt-get", "install", "--yes", "--no-install-recommends", *missing)
     if not succeeds(*install):
         run("apt-get", "update")
         run(*install)
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time between two that name the same file; its folder is made."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def mounts_below(directory: Path) -> list[Path]:

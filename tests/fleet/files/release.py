@@ -22,8 +22,10 @@ def serve(listener: socket.socket, release: str) -> None:
     connection, _peer = listener.accept()
     with connection:
         connection.setblocking(True)
-        while b"\r\n\r\n" not in connection.recv(4096):
-            pass
+        asked = b"\r\n\r\n"
+        while asked not in (read := connection.recv(4096)):
+            if not read:
+                return  # a check only knocks
         # From here on the request is begun: the client has seen a part of its answer, and nobody can ask once more for it.
         connection.sendall(b"HTTP/1.0 200 OK\r\n")
         select.select([], [], [], WORK)
@@ -39,7 +41,7 @@ def main(release: str, way: str) -> None:
     listener = (
         socket.socket(fileno=3)
         if inherits
-        else socket.create_server(("127.0.0.1", int(os.environ["PORT"])), backlog=128)
+        else socket.create_server((os.environ.get("ADDRESS", "127.0.0.1"), int(os.environ["PORT"])), backlog=128)
     )
     listener.setblocking(False)
     print(f"release {release} listens", flush=True)

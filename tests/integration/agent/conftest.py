@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib.util
 import os
 import shutil
@@ -41,6 +42,12 @@ COMMAND = [sys.executable, "-I", "-S", str(unpacked() / "pm3" / "__main__.py")]
 DEADLINE = 20.0  # seconds: only a hang takes that long
 
 
+def descriptors() -> int:
+    """How many this process has. What an earlier test has left to be collected, with descriptors of its own, goes first."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 def until(condition: Callable[[], Any], what: str) -> Any:
     """Waits for a condition that some other process brings about; gives its value."""
     deadline = time.monotonic() + DEADLINE
@@ -63,9 +70,9 @@ def alive(pid: int) -> bool:
 class Agent:
     """An agent under its keeper, as a person's command line would start it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, data_dir: Path | None = None) -> None:
         self.folder = folder
-        self.data_dir = folder / "data"
+        self.data_dir = data_dir or folder / "data"
         self.environment = {**os.environ, "PM3_DATA_DIR": str(self.data_dir)}
         self.client = Client(str(self.data_dir), timeout=DEADLINE)
 

@@ -47,6 +47,7 @@ POINTS = {
     "apply.rested": "What is to be removed or stopped rests.",
     "apply.removed": "One of those is forgotten, in memory.",
     "apply.level": "One level of processes is done, the next one is not begun.",
+    "apply.soaks": "All has come up; it must go on being up for a while.",
     "apply.placed": "An instance has its new definition and rests, in memory.",
     "roll.stopped": "The old process of an instance is gone, the new one not begun.",
     "roll.replaced": "One instance of several is replaced.",

@@ -122,10 +122,6 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 class Writer:
     """Writes one log, its index and its rotated copies, as the pump does."""
 

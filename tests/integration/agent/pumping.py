@@ -56,23 +56,33 @@ os.write(1, b"!")
 loop.run()
 """
 
-# Numbered lines on both streams, of changing length, in writes that do not respect them.
+# Numbered lines on both streams, of changing length, in writes that do not respect them: so many, or fewer if it is asked to end. How
+# many it were is noted in a file, if one is named.
 WRITER = """
-import os, random, sys
-chance = random.Random(int(sys.argv[1]))
+import os, random, signal, sys
+chance, most = random.Random(int(sys.argv[1])), int(sys.argv[2])
 number, pending = 0, b""
-while number < int(sys.argv[2]):
-    while len(pending) < 6000 and number < int(sys.argv[2]):
+
+def enough(*about):
+    global most
+    most = number
+
+def put(fd, data):
+    while data:
+        data = data[os.write(fd, data):]
+
+signal.signal(signal.SIGTERM, enough)
+while number < most or pending:
+    while len(pending) < 6000 and number < most:
         pending += b"%d %s\\n" % (number, b"x" * chance.randrange(120))
         number += 1
     size = chance.randrange(1, len(pending) + 1)
-    os.write(2, pending[:size])
-    while size:
-        written = os.write(1, pending[:size])
-        pending, size = pending[written:], size - written
-while pending:
-    os.write(2, pending)
-    pending = pending[os.write(1, pending):]
+    put(2, pending[:size])
+    put(1, pending[:size])
+    pending = pending[size:]
+for path in sys.argv[3:]:
+    with open(path, "w") as note:
+        note.write(str(number))
 """
 
 
@@ -148,7 +158,7 @@ class Room:
             self.pumps.drain(streams, done)
         self.until(lambda: not left)
 
-    def until(self, condition: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Runs the loop until `condition` holds; it is asked again every few milliseconds."""
         failed: list[object] = []
 
@@ -156,7 +166,7 @@ class Room:
             failed.append(why)
             self.loop.stop()
 
-        deadline = self.loop.after(PATIENCE, lambda: end("what was waited for did not happen"))
+        deadline = self.loop.after(patience, lambda: end("what was waited for did not happen"))
 
         def ask() -> None:
             try:

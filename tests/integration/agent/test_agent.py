@@ -456,14 +456,21 @@ def members(session: int) -> list[int]:
 def test_a_crash_of_the_agent_leaves_everything_as_it_is(agent: Agent) -> None:
     count = "i=0; while [ $i -lt 300000 ]; do echo $i; i=$((i+1)); done; sleep 1000"
     agent.apply({"count": {"command": f"sh -c '{count}'"}, "web": {**SLEEP, "instances": 3}})
-    before = agent.pids()
+    assert agent.ask("restart", names=["web:1"])["type"] == "success"
+    before, counters = agent.pids(), restarts(agent)
+    assert counters["web:1"] == (1, 1)
     for _turn in range(5):
         agent.crash()
         assert agent.pids() == before
+        assert restarts(agent) == counters
     log = agent.data_dir / "logs" / "count-out.log"
     until(lambda: log.stat().st_size >= len("".join(f"{i}\n" for i in range(300000))), "all is written")
     assert log.read_text().splitlines() == [str(i) for i in range(300000)]
     assert not agent.apply({"count": {"command": f"sh -c '{count}'"}, "web": {**SLEEP, "instances": 3}})["changed"]
+
+
+def restarts(agent: Agent) -> dict[str, tuple[int, int]]:
+    return {name: (one["restarts"], one["total_restarts"]) for name, one in agent.instances().items()}
 
 
 def test_what_ended_while_no_agent_ran_is_known(agent: Agent) -> None:

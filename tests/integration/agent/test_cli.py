@@ -78,6 +78,17 @@ def test_statuses_and_documents(shop: Agent, words: list[str], status: int, said
     assert (found["type"] == "error") <= (status == 1)
 
 
+def test_what_is_to_go_needs_a_name_and_no_file(shop: Agent) -> None:
+    assert shop.apply({"api": {"command": "sleep 1000000"}}, project="p")["ok"]
+    os.remove(shop.folder / "pm3.toml")
+    found = document(shop, "apply", "--state", "absent", status=1)
+    assert found["message"] == "pm3.toml: No such file or directory"
+    found = document(shop, "plan", "--project", "p", "--state", "absent", status=0)
+    assert [row["action"] for row in found["instances"]] == ["removed"]
+    found = document(shop, "apply", "--project", "p", "--state", "absent", status=0)
+    assert [row["action"] for row in found["instances"]] == ["removed"]
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""

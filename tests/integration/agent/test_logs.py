@@ -20,7 +20,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Ta
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.log_options import LogOptions
 
-from .log_reading import Reader, append, descriptors, log_file
+from .conftest import descriptors
+from .log_reading import Reader, append, log_file
 
 
 @pytest.fixture

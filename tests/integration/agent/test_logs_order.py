@@ -25,7 +25,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Ta
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from .log_reading import Reader, Writer, append, descriptors, log_file
+from .conftest import descriptors
+from .log_reading import Reader, Writer, append, log_file
 
 SECOND = 10**9
 SLOW = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

@@ -26,9 +26,7 @@ from ansible_collections.pm3.fleet.tests.integration.agent.pumping import (
     size,
 )
 
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+from .conftest import descriptors
 
 
 def test_output_reaches_its_two_files(room: Room) -> None:

@@ -65,9 +65,15 @@ def test_w11_after_a_reload_it_is_supervised_as_before(agent: Agent) -> None:
     agent.ask("reload")
     pid = agent.pids()["web"]
     os.kill(pid, 9)
-    until(lambda: agent.instance("web")["status"] == "online" and agent.pids()["web"] != pid, "it is restarted")
+
+    def is_restarted() -> bool:
+        found = agent.instance("web")
+        return found["status"] == "online" and found["pid"] != pid
+
+    until(is_restarted, "it is restarted")
     agent.crash()
-    assert agent.instance("web")["status"] == "online"
+    found = agent.instance("web")
+    assert found["status"] == "online", found
 
 
 def test_w12_a_copy_that_cannot_listen_does_not_take_the_place_of_one_that_does(agent: Agent) -> None:

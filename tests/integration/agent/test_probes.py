@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import shutil
 import socket
@@ -22,6 +21,8 @@ import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3 import VERSION
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import probes
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
+
+from .conftest import descriptors
 
 PATIENCE = 30.0  # seconds until a test that waits for an event has failed
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -445,7 +446,7 @@ def test_no_descriptor_stays(loop: Loop, server: Server, secure: Server, certifi
     kinds += [f"https://{tls}{path}" for path in ("/", "/hangs")]
     cancel: list[Callable[[], None]] = []
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _turn in range(5):
         for stage in range(10):
             # Each of them left at another stage: before its first step, and after some events of the others.
@@ -458,4 +459,4 @@ def test_no_descriptor_stays(loop: Loop, server: Server, secure: Server, certifi
         outcomes(loop, *kinds, timeout=0.5)
     while cancel:
         cancel.pop()()
-    until(lambda: len(os.listdir("/proc/self/fd")) == before)  # the servers close their ends in threads of their own
+    until(lambda: descriptors() == before)  # the servers close their ends in threads of their own

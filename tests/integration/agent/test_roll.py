@@ -7,12 +7,14 @@ import os
 import shlex
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .conftest import Agent, alive, until
+from .test_listen import upgrade
 
 LIVES = "sh -c 'exec sleep 1000'"
 QUICK = {"min_uptime": 30}
@@ -350,6 +352,9 @@ def test_rolling_back_twice_goes_back_further(agent: Agent) -> None:
 
 
 def test_back_from_a_label_is_done_once(agent: Agent) -> None:
+    made = rollback(agent, None, rollback_from="v2")
+    assert made["ok"], made
+    assert not made["changed"], "what never was here has gone"
     agent.apply({"web": release(agent, "1")}, label="v1")
     agent.apply({"web": release(agent, "2")}, label="v2")
     agent.apply({"web": {**release(agent, "2"), "env": {"A": "1"}}}, label="v2")
@@ -426,8 +431,9 @@ def test_what_failed_is_not_tried_again_unattended(agent: Agent) -> None:
 # The agent dies
 
 
+@pytest.mark.parametrize("way", [Agent.crash, upgrade], ids=["killed", "upgraded"])
 @pytest.mark.parametrize("order", ["stop_first", "start_first"])
-def test_a_roll_goes_on_when_the_agent_is_back(agent: Agent, order: str) -> None:
+def test_a_roll_goes_on_when_the_agent_is_back(agent: Agent, order: str, way: Callable[[Agent], None]) -> None:
     common: dict[str, Any] = {"instances": 3, "update": {"order": order}}
     agent.apply({"web": {**release(agent, "1"), **common}})
     gate = agent.folder / "gate"
@@ -435,7 +441,7 @@ def test_a_roll_goes_on_when_the_agent_is_back(agent: Agent, order: str) -> None
     definitions = {"web": {**release(agent, "2"), **common, **check}}
     agent.apply(definitions, wait=False)
     until(lambda: folders(agent) == {"1", "2"}, "the roll has begun")
-    agent.crash()
+    way(agent)
     gate.touch()
     until(
         lambda: folders(agent) == {"2"} and {one["status"] for one in agent.instances().values()} == {"online"},

@@ -24,6 +24,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Lo
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.server import Client, Peer, Server
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import messages
 
+from .conftest import descriptors
+
 PATIENCE = 30.0  # seconds until a test that waits for an event has failed
 
 # A server in a process of its own, with few descriptors. It counts what its loop calls and what it was told as errors.
@@ -366,7 +368,7 @@ def test_idle_means_idle_while_followers_wait(running: Running) -> None:
 
 
 def test_no_descriptor_stays(running: Running) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for number in range(200):
         if number % 2:
             ask(running.path, b'{"type":"echo"}')
@@ -374,7 +376,7 @@ def test_no_descriptor_stays(running: Running) -> None:
             connected(running.path).close()
     running.call(lambda: None)
     until(lambda: not running.call(lambda: len(running.server._clients)))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 # The socket

@@ -392,6 +392,7 @@ def test_umask_nice_and_limits(agent: Agent) -> None:
         nice=7,
         limits={"nofile": "512:1024", "core": "unlimited"},
     )["pid"]
+    until((agent.folder / "made").exists, "it has made its file")
     assert stat.S_IMODE((agent.folder / "made").stat().st_mode) == 0o600
     assert os.getpriority(os.PRIO_PROCESS, pid) == 7
     limits = {line[:26].strip(): line[26:].split()[:2] for line in Path(f"/proc/{pid}/limits").read_text().splitlines()}

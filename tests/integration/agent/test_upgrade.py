@@ -38,6 +38,13 @@ class Installed(Agent):
         self.log = self.data_dir / "logs" / "web-out.log"
         (folder / "run.sh").write_text(WRITER)
 
+    def begin_with_something(self) -> None:
+        """An instance that writes numbered lines, one that was stopped, and one that holds still and was restarted once."""
+        writer = {"command": f"sh {self.folder}/run.sh"}
+        self.apply({"web": writer, "idle": {"command": "sleep 1000"}, "rest": {"command": "sleep 1001"}})
+        self.ask("stop", names=["rest"])
+        self.ask("restart", names=["idle"])
+
     def install(self, identity: str) -> Path:
         """A version, with the libraries that are packed with it; gives the folder of its package."""
         package = self.library / identity / "pm3"
@@ -77,14 +84,12 @@ class Installed(Agent):
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[Installed]:
-    """Version OLD runs, with an instance that writes numbered lines, one that was stopped, and one that holds still."""
+    """Version OLD runs, with something to do."""
     one = Installed(tmp_path)
     one.install(OLD)
     one.link("current", OLD)
     one.up(PM3_UPGRADE_SECONDS="3")
-    writer = {"command": f"sh {tmp_path}/run.sh"}
-    one.apply({"web": writer, "idle": {"command": "sleep 1000"}, "rest": {"command": "sleep 1001"}})
-    one.ask("stop", names=["rest"])
+    one.begin_with_something()
     yield one
     one.end()
 
@@ -110,6 +115,7 @@ def lines_are_whole(agent: Installed) -> None:
 def is_as_before(agent: Installed, before: dict[str, Any]) -> None:
     assert agent.pids() == before
     assert agent.instance("rest")["status"] == "stopped"
+    assert agent.instance("idle")["total_restarts"] == 1
     assert agent.hello()["identity"] == OLD
     assert agent.linked("current") == OLD
     assert agent.linked("next") is None
@@ -126,6 +132,7 @@ def test_a_version_that_can_do_the_work_takes_over(installed: Installed) -> None
     assert (installed.hello()["identity"], installed.pid(), installed.pids()) == (NEW, pid, before)
     assert (installed.linked("current"), installed.linked("next")) == (NEW, None)
     assert "is done, in which it answered nobody for " in installed.pm3("doctor", check=False).stdout
+    assert installed.instance("idle")["total_restarts"] == 1
     installed.crash()
     assert installed.hello()["identity"] == NEW, "it is the one that is started"
     assert installed.pids() == before
@@ -247,8 +254,7 @@ def test_the_way_back_may_be_interrupted(tmp_path: Path) -> None:
     one.link("current", OLD)
     one.up()
     try:
-        one.apply({"web": {"command": f"sh {tmp_path}/run.sh"}, "rest": {"command": "sleep 1"}})
-        one.ask("stop", names=["rest"])
+        one.begin_with_something()
         before = one.pids()
         points = ["agent.begun", "agent.restored", "agent.ready"]
         (one.data_dir / crash_build.TOLD).write_text(",".join(points))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import cells, usage
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.cells import Cells, Survey
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.cells import Cells
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.descendants import Survey
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.requests import Requests
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.spawn import Process, start_time
@@ -80,10 +82,20 @@ class Program:
         assert len(self.popen.stdout.read(size)) == size
 
     def end(self) -> None:
-        cells.kill_all(lambda: cells.session_members(self.process))
+        cells.kill_all(lambda: session_of(self.process))
         self.popen.wait()
         assert self.popen.stdout is not None
         self.popen.stdout.close()
+
+
+def session_of(process: Process) -> list[int]:
+    """All processes in the session that this one leads."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(ValueError, ProcessLookupError):  # no process, or one that is gone
+            if os.getsid(int(name)) == process.pid:
+                found.append(int(name))
+    return found
 
 
 @pytest.fixture
@@ -127,7 +139,7 @@ def run(loop: Loop) -> None:
 
 
 def test_what_processes_share_counts_once(loop: Loop, preforking: Program) -> None:
-    pids = cells.session_members(preforking.process)
+    pids = session_of(preforking.process)
     assert len(pids) == 5
     assert usage.memory(pids) > 5 * 64 * MB  # from above
     found = exceeded(loop, pids, 60 * MB)
@@ -139,7 +151,7 @@ def test_what_processes_share_counts_once(loop: Loop, preforking: Program) -> No
 def test_the_pages_are_asked_for_only_above_the_limit(
     loop: Loop, preforking: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pids = cells.session_members(preforking.process)
+    pids = session_of(preforking.process)
     asked: list[int] = []
     truth = usage.proportional
     monkeypatch.setattr(usage, "proportional", lambda pid: asked.append(pid) or truth(pid))
@@ -184,7 +196,7 @@ def test_cpu_is_of_all_processes_since_the_last_look(program: Callable[..., Prog
     meter = Meter(lambda: now)
 
     def percent() -> float:
-        used = meter.read("a", one.process, cells.session_members(one.process))
+        used = meter.read("a", one.process, session_of(one.process))
         assert used is not None
         return used.cpu_percent
 
@@ -219,7 +231,7 @@ def test_the_meter_forgets(program: Callable[..., Program]) -> None:
 
 def test_who_exceeds_a_limit_is_told_once(loop: Loop, preforking: Program) -> None:
     told: list[tuple[str, int]] = []
-    limits = MemoryLimits(loop, Cells(loop, None).survey, interval=0.01)
+    limits = MemoryLimits(loop, Cells(loop, None, "/run").survey, interval=0.01)
     limits.limit("low", preforking.process, 30 * MB, lambda used: told.append(("low", used)))
     limits.limit("high", preforking.process, 250 * MB, lambda used: told.append(("high", used)))
     limits.limit("replaced", preforking.process, MB, lambda used: told.append(("replaced", used)))
@@ -311,9 +323,9 @@ def test_one_look_serves_all(loop: Loop, program: Callable[..., Program], monkey
     for one in programs:
         one.read(1)
     folders: list[Any] = []
-    listed = os.listdir
-    monkeypatch.setattr(cells.os, "listdir", lambda path: folders.append(path) or listed(path))
-    found = Cells(loop, None).survey()
+    scanned = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: folders.append(path) or scanned(path))
+    found = Cells(loop, None, "/run").survey()
     assert [found("", one.process) for one in programs] == [[one.popen.pid] for one in programs]
     assert folders == ["/proc"]
     # The number of a process that is another one by now.
@@ -324,7 +336,7 @@ def test_one_look_serves_all(loop: Loop, program: Callable[..., Program], monkey
 def test_a_cell_is_asked_itself(tmp_path: Path, loop: Loop) -> None:
     (tmp_path / "a1").mkdir()
     (tmp_path / "a1" / "cgroup.procs").write_text("17\n4\n")
-    found = Cells(loop, str(tmp_path)).survey()
+    found = Cells(loop, str(tmp_path), "/run").survey()
     assert found("a1", None) == [17, 4]
     assert found("b2", None) == []
 
@@ -363,7 +375,7 @@ def test_what_is_removed_in_the_middle_of_a_list_is_left_out(loop: Loop) -> None
     there = {name: SimpleNamespace(name=name, spawn_id=name, running=None) for name in "abc"}
     requests: Any = object.__new__(Requests)  # this part of it needs no more than that
     requests._supervisor = SimpleNamespace(
-        loop=loop, instances=dict(there), survey=Cells(loop, None).survey, flush=lambda: None
+        loop=loop, instances=dict(there), survey=Cells(loop, None, "/run").survey, flush=lambda: None
     )
     requests._meter = Meter()
 

@@ -27,6 +27,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.inotify import
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.watches import Watches
 
+from .conftest import descriptors
+
 PATIENCE = 30.0  # seconds until a test that waits for an event has failed
 PACKAGES = Path(__file__).resolve().parents[3] / "plugins" / "module_utils"
 
@@ -429,11 +431,11 @@ def test_a_burst_lasts_half_a_second(bench: Bench, tree: Path) -> None:
 def test_a_thousand_watchers_of_a_tree_are_one(bench: Bench, tree: Path) -> None:
     bench.watch(tree)
     before = bench.kernel_watches()
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before_them = descriptors()
     for number in range(1000):
         bench.watch(tree, key=f"web:{number}")
     assert bench.kernel_watches() == before
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert descriptors() == before_them
     write(tree / "a.py")
     told = bench.next(1001)
     assert set(told) == {str(tree / "a.py")}
@@ -498,7 +500,7 @@ def test_who_is_told_may_end_the_watch_of_the_next(bench: Bench, tree: Path) -> 
 
 def test_everything_is_given_back(bench: Bench, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LINGER", 0.0)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before_them = descriptors()
     bench.watch(tree, key="one")
     before = bench.kernel_watches()
     bench.watch(tree, "x", key="two")
@@ -507,7 +509,7 @@ def test_everything_is_given_back(bench: Bench, tree: Path, monkeypatch: pytest.
         bench.watches.unwatch(key)
     bench.settle(lambda: bench.kernel_watches() == before and len(bench.watches._shared) == 1)
     bench.watches.unwatch("one")
-    bench.settle(lambda: len(os.listdir("/proc/self/fd")) == descriptors)
+    bench.settle(lambda: descriptors() == before_them)
     bench.watch(tree)
     bench.nothing(tree)
 

@@ -17,7 +17,7 @@ from typing import Callable
 
 from ..model import machine
 from ..model.life import Cause, Check, End, Phase
-from . import cells, environment, spawn
+from . import cells, spawn
 from .instance import Instance, is_cut_off
 from .points import reached
 from .sockets import is_listener
@@ -61,7 +61,8 @@ class Adoption:
         supervisor.sockets.restore(supervisor.instances.values(), kept)
         for spawn_id in {*left, *unknown}:
             supervisor.reserve(spawn_id)
-            self._end_strangers(spawn_id, left.get(spawn_id, []), lambda: None)
+            copied = supervisor.instances.get(supervisor.pumps.copied(spawn_id) or "")
+            self._end_strangers(spawn_id, left.get(spawn_id, []), copied, lambda: None)
         reached("adoption.adopted")
         supervisor.flush()
         return [supervisor.instances[name] for name in cut_off if name in supervisor.instances]
@@ -73,7 +74,7 @@ class Adoption:
         if phase in _GONE_WITH_PROCESS or (phase in _HOOKS and record.pid is None):
             if record.spawn_id and (fds or phase in (Phase.SPAWNING, Phase.ABORTING, *_HOOKS)):
                 # It died between the intent and the record of a spawn: whatever came of it is ended, and the start begins anew.
-                self._end_strangers(record.spawn_id, fds, lambda: self._revive(instance, False))
+                self._end_strangers(record.spawn_id, fds, instance, lambda: self._revive(instance, False))
             else:
                 self._revive(instance, False)
             return
@@ -92,9 +93,9 @@ class Adoption:
 
     def _take_over(self, instance: Instance, record: Record, fds: list[int]) -> list[int]:
         """Gives the instance its process and pipes again. Gives what pidfds there are of its process."""
-        pidfds = [fd for fd in fds if _is_pidfd(fd)]
+        pipes = [fd for fd in fds if _is_pipe(fd)]
         sockets = [fd for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
-        pipes = [fd for fd in fds if fd not in pidfds and fd not in sockets]
+        pidfds = [fd for fd in fds if fd not in pipes and fd not in sockets]
         if not pidfds and record.pid is not None:
             pidfds = _opened(record.pid)
         instance.streams = self._supervisor.pumps.reopen(record.spawn_id, pipes)
@@ -116,16 +117,29 @@ class Adoption:
         known = self._supervisor.ends().get((record.pid or 0, record.start_time or 0))
         return known or End(Cause.UNKNOWN)
 
-    def _end_strangers(self, spawn_id: str, fds: Iterable[int], then: Callable[[], None]) -> None:
-        """Ends whatever came of a spawn that was never recorded, gives back what it took (`fds`), and then calls `then`."""
+    def _end_strangers(
+        self, spawn_id: str, fds: Iterable[int], instance: Instance | None, then: Callable[[], None]
+    ) -> None:
+        """Ends whatever came of a spawn that was never recorded, gives back what it took (`fds`), and then calls `then`.
+
+        What it wrote is in the logs of `instance` then.
+        """
         supervisor = self._supervisor
+        pipes = [fd for fd in fds if _is_pipe(fd)]
 
         def ended() -> None:
-            streams = supervisor.pumps.reopen(spawn_id, None)
-            if streams is not None:
-                supervisor.pumps.drain(streams, lambda: None)
             for fd in fds:
-                os.close(fd)
+                if fd not in pipes:
+                    os.close(fd)
+            streams = supervisor.pumps.reopen(spawn_id, pipes)
+            if streams is None:
+                drained()
+                return
+            if instance is not None:
+                supervisor.attach(instance, streams)
+            supervisor.pumps.drain(streams, drained)
+
+        def drained() -> None:
             reached("adoption.strangers_ended")
             supervisor.manager.forget(spawn_id)
             with contextlib.suppress(FileNotFoundError):
@@ -137,7 +151,7 @@ class Adoption:
             return
 
         def find() -> list[int]:
-            return list(cells.spawned_with(environment.SPAWN_ID, supervisor.mark_of(spawn_id)))
+            return supervisor.cells.descendants.of(spawn_id, None)
 
         cells.kill_all(find)
         if supervisor.cells.when_none(find, ended):
@@ -166,7 +180,7 @@ def _opened(pid: int) -> list[int]:
         return []
 
 
-def _is_pidfd(fd: int) -> bool:
-    """Neither a pipe nor a terminal nor a socket."""
+def _is_pipe(fd: int) -> bool:
+    """A FIFO, or the terminal that is one to us. What is neither is a socket or a pidfd."""
     mode = os.fstat(fd).st_mode
-    return not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode))
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any, Callable
 
 from ..model import graph, machine
 from ..model import rows as result_rows
@@ -23,6 +23,7 @@ from ..model.plan import Action, Change, Plan, State
 from ..model.update import Update
 from . import views, walks
 from .instance import Instance
+from .limits import LimitError
 from .points import reached
 from .reload import Reload
 from .supervisor import Supervisor
@@ -50,6 +51,7 @@ class Apply:
     unproven: Collection[
         str
     ] = ()  # processes that an agent before us had begun to change: what runs of them has to come up yet
+    once: Mapping[str, Any] = field(default_factory=dict)  # keys of `update` for this run, whatever the definitions say
     rows: dict[str, result_rows.Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     culprit: Change | None = None  # the first that failed for a reason of its own, and not because somebody stopped it
@@ -58,6 +60,7 @@ class Apply:
     came_up: dict[str, tuple[Change, str]] = field(default_factory=dict)  # and the spawn that did
     fallen: dict[str, str] = field(default_factory=dict)  # what has come up and is not up any more, and why
     since: dict[str, float] = field(default_factory=dict)  # when the work on an instance began
+    soaking: walks.Pause | None = None
 
     def steps(self) -> Steps:
         """Removals first, so that what they hold (a port, a file) is free; then level by level. Returns the rows in the plan's order."""
@@ -91,6 +94,7 @@ class Apply:
             reached("apply.level")
         if self.patient:
             yield from self._settle()
+            yield from self._soak()
         self._look_back()
         self._look_away()
         for change in changes:
@@ -154,7 +158,7 @@ class Apply:
 
     def _roll(self, replaced: Sequence[Change]) -> Steps:
         """Replaces instances that run, as many at a time as `update` allows."""
-        update = updates.of(replaced[0].definition.update)
+        update = self._update_of(replaced[0])
         left = deque(replaced)
 
         def some() -> Steps:
@@ -170,7 +174,7 @@ class Apply:
 
     def _await(self, begun: Mapping[Instance, Change], judge: walks.Judgement) -> Steps:
         """Waits for instances, and tells of each that has failed: of the moment of its failure, for it may be tried again by now."""
-        seconds = next((_deadline(change) for change in begun.values()), None)  # all are of one process
+        seconds = next((self._deadline(change) for change in begun.values()), None)  # all are of one process
         wait = walks.Until(self.supervisor, begun, judge, seconds)
         in_time = yield wait
         for instance, why in wait.failed.items():
@@ -266,7 +270,7 @@ class Apply:
         new = self._made(change, self.path or old.path)
         new.life = Life(Policy.of(change.definition), total_restarts=old.life.total_restarts)
         self._step(change, "starting")
-        swap = Swap(self.supervisor, old, new, walks.is_settled, objection, _deadline(change))
+        swap = Swap(self.supervisor, old, new, walks.is_settled, objection, self._deadline(change))
         swapped = yield from swap.steps()
         if swapped:
             self._has_come_up(change, new)
@@ -287,6 +291,12 @@ class Apply:
         """What can change without the process noticing."""
         instance = self.supervisor.instances.get(change.name)
         if instance is None:
+            return
+        try:  # before it is said to have them, so that an apply after a crash in between finds a difference
+            if instance.running is not None and change.action is Action.UPDATED:
+                self.supervisor.cells.limit(instance.spawn_id, change.definition)
+        except LimitError as error:
+            self._fail(change, instance, str(error))
             return
         self._adopt(instance, change)
         self.supervisor.see_files(instance)
@@ -318,6 +328,22 @@ class Apply:
             if change.name not in self.rows:
                 self._row(change)
 
+    def _soak(self) -> Steps:
+        """What has come up must go on being up for a while: the longest that anything of it asks for."""
+        self._look_back()
+        if self.failures:
+            return
+        seconds = {name: self._update_of(change).soak for name, (change, _spawn) in self.came_up.items()}
+        longest = max(seconds.values(), default=0)
+        if not longest:
+            return
+        for name, (change, _spawn) in self.came_up.items():
+            if seconds[name]:
+                self._step(change, "soaking")
+        self.soaking = walks.Pause(self.supervisor, longest)
+        reached("apply.soaks")
+        yield self.soaking
+
     def _has_come_up(self, change: Change, instance: Instance) -> None:
         """From now on until the end it must stay up: a release may well die after some seconds."""
         is_ours = change.action not in _LIVE or change.process in self.unproven
@@ -332,6 +358,12 @@ class Apply:
             return
         if _has_fallen(instance, spawn_id):
             self.fallen.setdefault(instance.name, f"came up, and then {walks.why_failed(instance)}")
+        elif self.soaking is not None and instance.life.missed:
+            self.fallen.setdefault(instance.name, "came up, and then liveness_check has failed")
+        else:
+            return
+        if self.soaking is not None:
+            self.soaking.end()
 
     def _look_back(self) -> None:
         for name, why in self.fallen.items():
@@ -342,6 +374,12 @@ class Apply:
     def _look_away(self) -> None:
         for name in self.came_up:
             self.supervisor.unwatch(name, self._look)
+
+    def _update_of(self, change: Change) -> Update:
+        return updates.of(change.definition.update, self.once)
+
+    def _deadline(self, change: Change) -> float | None:
+        return self._update_of(change).deadline or None
 
     # Rows
 
@@ -371,10 +409,6 @@ class Apply:
             made["seconds"] = round(self.supervisor.loop.time() - begun, 3)
         self.rows[made["name"]] = made
         self.on_row(made)
-
-
-def _deadline(change: Change) -> float | None:
-    return updates.of(change.definition.update).deadline or None
 
 
 def _has_fallen(instance: Instance, spawn_id: str) -> bool:

@@ -1,12 +1,11 @@
 # Copyright (c) 2026, pm3.fleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything that an instance ever started: the cgroup ("cell") that holds it, or, without cgroup v2, its session.
+"""Everything that an instance ever started: the cgroup ("cell") that holds it, or, without cgroup v2, what can be found.
 
 Owns the cgroups below pm3-cells.service. That unit is not the agent's own: systemd before 254 cannot restart a unit in whose cgroup
 a controller is enabled for children, and the agent must be restartable at any moment. A cell is named by its spawn id, which so is
-the identity of what runs in it. Where the host gives us no cgroup, a session is the best approximation: a process that makes a
-session of its own escapes it.
+the identity of what runs in it. Where the host gives us no cgroup, the process table has to tell (descendants.py).
 """
 
 from __future__ import annotations
@@ -15,26 +14,27 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Iterable, Iterator
-from typing import Callable, Optional
+from collections.abc import Iterable, Mapping
+from typing import Callable
 
-from . import spawn
+from ..model.definition import Definition
+from ..model.problems import Problem
+from . import limits
+from .descendants import Descendants, Survey
 from .loop import READ, Loop
 from .spawn import Process
 
 ANCHOR = "anchor"  # the leaf into which the unit's own process is moved: processes may live in leaves only
 UNIT = "pm3-cells.service"
 
-Survey = Callable[[str, Optional[Process]], "list[int]"]  # the processes of a spawn, by its id and its main process
-
 
 class Cells:
     """The cells of all instances. `root` is the cgroup directory that holds them, None where there is none for us."""
 
-    def __init__(self, loop: Loop, root: str | None) -> None:
+    def __init__(self, loop: Loop, root: str | None, run: str) -> None:
         self.root = root
         self._loop = loop
-        self._sessions: set[int] | None = None
+        self.descendants = Descendants(loop, run)
         self._emptied: dict[int, tuple[str, Callable[[], None]]] = {}
         # cgroup.events tells news as EPOLLPRI, which selectors do not know; an epoll set can itself be watched.
         self._events = select.epoll()
@@ -43,52 +43,56 @@ class Cells:
     def procs(self, spawn_id: str) -> str:
         """A new cell; gives the file into which a process writes "0" to enter it. Empty where there are no cells."""
         if self.root is None:
-            self._sessions = None  # the process that is to come begins another one
+            self.descendants.forget_look()
             return ""
         path = os.path.join(self.root, spawn_id)
         os.makedirs(path, exist_ok=True)
         return os.path.join(path, "cgroup.procs")
 
+    def limit(self, spawn_id: str, definition: Definition, new: bool = False) -> None:
+        """The kernel keeps the limits of the definition, and none other, for what is in the cell. Raises `LimitError`.
+
+        `new`: the cell has none yet.
+        """
+        if limits.fields(definition) or not new:
+            limits.put(self.root, os.path.join(self.root or "", spawn_id), definition)
+
+    def beyond(self, definitions: Mapping[str, Definition]) -> list[Problem]:
+        """The limits that these ask for and nobody would keep here."""
+        if not any(limits.fields(one) for one in definitions.values()):
+            return []
+        why = "" if self.root is not None else obstacle()
+        return limits.problems(self.root, why, _cgroup2_mount() or "", definitions)
+
+    def no_controller(self, controller: str) -> str:
+        """Why the cells that there are do not have a controller, for a person."""
+        return limits.no_controller(self.root or "", controller, _cgroup2_mount() or "")
+
     def members(self, spawn_id: str, leader: Process | None) -> list[int]:
         """The processes of an instance, its zombies left out. `leader` is its main process, which may have ended."""
         cell = self._cell(spawn_id)
         if cell is None:
-            return session_members(leader) if leader is not None and leader.pid in self._all_sessions() else []
+            return self.descendants.of(spawn_id, leader)
         try:
             return [int(line) for line in _read(os.path.join(cell, "cgroup.procs")).split()]
         except OSError:
             return []
 
+    def meet(self) -> None:
+        """To be called before a process is told to end: what it has started is known then, whatever becomes of it."""
+        if self.root is None:
+            self.descendants.meet()
+
     def survey(self) -> Survey:
         """As `members`, for many instances: one look at the host's processes serves them all. Zombies may be among them."""
         if self.root is not None:
             return self.members
-        sessions: dict[int | None, list[int]] = {}
-        for pid in _pids():
-            sessions.setdefault(_session_of(pid), []).append(pid)
-
-        def members(_spawn_id: str, leader: Process | None) -> list[int]:
-            if leader is None or leader.pid not in sessions:
-                return []
-            return sessions[leader.pid] if spawn.start_time(leader.pid) in (None, leader.start_time) else []
-
-        return members
+        return self.descendants.look().of
 
     def _cell(self, spawn_id: str) -> str | None:
         """The cell of an instance; None where it has none, which may also be so because it was begun by an agent that had none."""
         path = os.path.join(self.root, spawn_id) if self.root is not None else None
         return path if path is not None and os.path.isdir(path) else None
-
-    def _all_sessions(self) -> set[int]:
-        """The sessions that there are. One look serves all instances that end in the same turn of the loop: a session that is gone
-        stays gone, and `procs` forgets the look before another can begin."""
-        if self._sessions is None:
-            self._sessions = {session for pid in _pids() if (session := _session_of(pid)) is not None}
-            self._loop.soon(self._look_again)
-        return self._sessions
-
-    def _look_again(self) -> None:
-        self._sessions = None
 
     def kill(self, spawn_id: str, leader: Process | None) -> None:
         """SIGKILL to every process of the instance."""
@@ -160,15 +164,18 @@ class Cells:
                 _rmdir(os.path.join(path, folder))
         _rmdir(os.path.join(self.root, spawn_id))
 
-    def was_out_of_memory(self, spawn_id: str) -> bool:
-        """Whether the kernel has ended a process of the instance for want of memory, as far as its cgroup tells."""
+    def was_out_of_memory(self, spawn_id: str, whole: bool = False) -> bool:
+        """Whether the kernel has ended a process of the instance for want of memory, or all of it at once (`whole`, which Linux 5.17
+        began to count), as far as its cgroup tells.
+        """
         if self.root is None:
             return False
         try:
             events = _read(os.path.join(self.root, spawn_id, "memory.events"))
         except OSError:
             return False  # no memory controller is enabled for it
-        return any(line.startswith("oom_kill ") and not line.endswith(" 0") for line in events.splitlines())
+        counter = "oom_group_kill " if whole else "oom_kill "
+        return any(line.startswith(counter) and not line.endswith(" 0") for line in events.splitlines())
 
     def spawn_ids(self) -> list[str]:
         """All cells that there are."""
@@ -197,6 +204,7 @@ def find_root() -> str | None:
         for pid in _read(os.path.join(root, "cgroup.procs")).split():
             os.makedirs(anchor, exist_ok=True)
             _write(os.path.join(anchor, "cgroup.procs"), pid)
+        limits.tell_of_memory(root)
         return root if os.access(root, os.W_OK) else None
     except OSError:
         return None
@@ -212,19 +220,6 @@ def obstacle() -> str:
     return f"{UNIT}, which is to hold them, does not run beside the agent's own unit, or may not be used by the agent"
 
 
-def spawned_with(variable: str, value: str) -> Iterator[int]:
-    """The processes whose environment says `variable=value`: how an instance is known where there are no cells."""
-    wanted = f"{variable}={value}".encode()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/environ", "rb") as file:
-                    if wanted in file.read().split(b"\0"):
-                        yield int(entry)
-            except OSError:
-                continue
-
-
 def kill_all(find: Callable[[], Iterable[int]]) -> None:
     """SIGKILL to everything that `find` finds, until it finds nothing new: what has the signal pending cannot fork any more."""
     signalled: set[int] = set()
@@ -236,27 +231,6 @@ def kill_all(find: Callable[[], Iterable[int]]) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         signalled |= found
-
-
-def session_members(leader: Process) -> list[int]:
-    """The processes of the session that `leader` began, its zombies left out.
-
-    A number is not given to another process while a session has it. So if another has it now, nobody was left.
-    """
-    if spawn.start_time(leader.pid) not in (None, leader.start_time):
-        return []
-    return [pid for pid in _pids() if _session_of(pid) == leader.pid and spawn.is_running(pid)]
-
-
-def _pids() -> Iterator[int]:
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-
-
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None
 
 
 def _cgroup2_mount() -> str | None:

@@ -28,8 +28,6 @@ from .supervisor import Supervisor
 Fact = dict[str, Any]
 _CONTROLLERS = ("memory", "cpu", "pids")  # that limits need
 _EXIT_IN_PIDFD = (6, 15)  # the Linux that tells by a pidfd how a process ended which is not our child
-_OPEN_FILES_EACH = 5  # descriptors of a running instance: its pidfd, two pipes, two logs
-_OPEN_FILES_OWN = 64  # the agent's own, with some clients
 _SPARE_BYTES = 100 << 20  # free on the disk of the logs
 _NEARLY = 0.8  # of a limit
 
@@ -109,7 +107,7 @@ def _cells(found: Cells) -> Iterator[Fact]:
     if found.root is None:
         yield _fact(
             "cgroups",
-            f"none for instances: {cells.obstacle()}; so a process that leaves the session of its instance can outlive a stop."
+            f"none for instances: {cells.obstacle()}; so a process that hides from the agent can outlive a stop."
             " Run the agent as a systemd service (pm3 startup, or the role pm3.fleet.agent) on a host with cgroup v2",
             "warning",
         )
@@ -119,7 +117,7 @@ def _cells(found: Cells) -> Iterator[Fact]:
     given = _words(os.path.join(found.root, "cgroup.controllers"))
     missing = [name for name in _CONTROLLERS if name not in {*enabled, *given}]
     if missing:
-        text = f"{', '.join(missing)} not given to {cells.UNIT}, so these limits cannot be set; a whole cgroup v2 host is needed"
+        text = f"{', '.join(missing)} not given to {cells.UNIT}, so these limits cannot be set: {found.no_controller(missing[0])}"
         yield _fact("controllers", text, "info")
     else:
         yield _fact("controllers", ", ".join(sorted({*enabled, *given})))
@@ -177,7 +175,7 @@ def _systemd() -> str:
 
 def _open_files(supervisor: Supervisor) -> Fact:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    needed = _OPEN_FILES_OWN + _OPEN_FILES_EACH * len(supervisor.instances)
+    needed = spawn.open_files(len(supervisor.instances))
     text = f"{len(os.listdir('/proc/self/fd'))} of at most {limit}; {needed} are needed when all instances run"
     if limit == resource.RLIM_INFINITY or needed < limit:
         return _fact("open files", text)

@@ -87,7 +87,7 @@ def _instance(entry: Any, diagnose: Callable[[str], None]) -> Instance | None:
         diagnose("passed over an entry that has no name or no config")
         return None
     process, number, count = _place(entry, name, config)
-    table = {**config, "instances": entry.get("instances", count)}
+    table = {**config, "instances": entry.get("instances", count) if config.get("instance_ids") is None else None}
     definition, problems = definitions.parse(process, table)
     if definition is None or (name != process and name != f"{process}:{number}"):
         why = "; ".join(str(one) for one in problems) or "its name does not fit its process"

@@ -5,8 +5,8 @@
 
 It speaks systemd's protocol, so that the agent has one code path: NOTIFY_SOCKET (an abstract address, believed only when the kernel
 says that the agent's own pid sent it) with READY, FDSTORE, FDNAME and FDSTOREREMOVE; on a start LISTEN_PID, LISTEN_FDS and
-LISTEN_FDNAMES with the descriptors from 3 on. An agent that ends with status 0 ends the keeper; one that ends otherwise is started
-again. SIGTERM and SIGINT ask the agent for the orderly shutdown, SIGHUP for its upgrade in place.
+LISTEN_FDNAMES with the descriptors from 3 on. An agent that ends with status 0, or with `TAKEN`, ends the keeper; one that ends
+otherwise is started again. SIGTERM and SIGINT ask the agent for the orderly shutdown, SIGHUP for its upgrade in place.
 
 Processes of an agent that died become the keeper's children, and stay that when the next agent has adopted them. How they end is
 written, *before* they are reaped, into a memfd that every agent gets as the descriptor named `ENDS_NAME`: 1024 records of 64 bytes,
@@ -14,7 +14,9 @@ the newest over the oldest, each a line `pid starttime status` (starttime as in 
 spaces. So an agent whose pidfd says "ended" finds either the zombie in /proc or, after that, the record (`ends`).
 
 Whoever starts a keeper may give it the writing end of a pipe, PM3_READY_FD=N. It gets `ready` and a newline when the agent is, or
-`failed: ` and why, to the end of the file. The keeper itself goes into the background at once.
+`failed: ` and why, to the end of the file. The keeper itself goes into the background at once. Without such a
+pipe the command that a person or a boot script has typed waits for that, and its exit status tells. With `--foreground` the
+keeper stays where it is, and only a failure is told, on standard error.
 
 It must stay small, for it does nothing all day: hence no `typing`, and the C halves of `signal` and `socket`, whose public halves
 bring `enum` and `selectors`, 0.9 MB, for prettier constants.
@@ -31,8 +33,11 @@ import select
 import sys
 import time
 
+TAKEN = 69  # an agent's exit status, EX_UNAVAILABLE: another one serves its data dir, so that to start it again is of no use
 ENDS_NAME = "keeper-ends"  # with a hyphen, so that no spawn id is ever the same
+FOREGROUND = "--foreground"  # for who starts and watches it: the first process of a container, or an init system
 READY_VARIABLE = "PM3_READY_FD"
+_READY = "ready\n"
 _RECORD, _RECORDS = 64, 1024
 _FIRST_PAUSE, _LONGEST_PAUSE, _STABLE = 0.1, 5.0, 10.0  # seconds
 _STOP_TRIES = 3  # agents that may crash in an orderly shutdown before it is given up
@@ -48,7 +53,8 @@ def main(data_dir: str, command: list[str] | None = None, detach: bool = True) -
     """Keeps an agent for `data_dir` until it ends by itself. Returns the exit status; at once in the foreground half if it detaches."""
     data_dir = os.path.abspath(data_dir)
     command = command or [sys.executable, "-I", "-S", os.path.join(_package(), "__main__.py"), "--daemon"]
-    ready = _Ready(os.environ.pop(READY_VARIABLE, ""))
+    number = os.environ.pop(READY_VARIABLE, "")
+    ready = _Ready(int(number) if number.isdecimal() else -1)
     try:
         os.makedirs(data_dir, 0o700, exist_ok=True)
         lock = _locked(os.path.join(data_dir, "keeper.lock"))
@@ -56,18 +62,42 @@ def main(data_dir: str, command: list[str] | None = None, detach: bool = True) -
         ready.tell(f"failed: {error}\n")
         sys.stderr.write(f"pm3: {error}\n")
         return 1
-    if detach:
+    if detach and FOREGROUND in sys.argv:
+        if not number:
+            ready = _Ready(os.dup(2), only_failure=True)
+    elif detach:
+        heard, said = (-1, -1) if number else os.pipe()
         if os.fork():
-            return 0  # the lock lives on in the child
+            return _heard(heard, said)  # the lock lives on in the child
+        if not number:
+            os.close(heard)
+            ready = _Ready(said)
         os.setsid()
     os.chdir("/")
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
-    os.ftruncate(lock, 0)
     os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     _become_subreaper()
-    return Keeper(data_dir, command, ready).run()
+    keeper = Keeper(data_dir, command, ready)
+    status = keeper.run()
+    # Before anybody hears that it failed: who then tries again must not find a keeper that is about to end.
+    os.close(lock)
+    ready.tell(keeper.failure)
+    return status
+
+
+def _heard(answers: int, said: int) -> int:
+    """The exit status of the half in the foreground. Where nobody else listens it waits for what there is to say, and passes that on."""
+    if answers < 0:
+        return 0
+    os.close(said)
+    with os.fdopen(answers, "rb") as pipe:
+        text = pipe.read().decode(errors="replace")
+    if text == _READY:
+        return 0
+    sys.stderr.write(f"pm3: {text or 'the keeper ended without a word'}")
+    return 1
 
 
 def _become_subreaper() -> None:
@@ -100,6 +130,7 @@ class Keeper:
         self._stops = 0  # times that somebody asked us to stop
         self._stop_crashes = 0
         self._result: int | None = None
+        self.failure = ""  # why no agent ever was ready, once that is so
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -170,11 +201,11 @@ class Keeper:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         self._agent = 0
         if not self._was_ready:
-            self._starter.tell(f"failed: the agent {how} before it was ready\n{_tail(self._log_path, self._log_start)}")
+            self.failure = f"failed: the agent {how} before it was ready\n{_tail(self._log_path, self._log_start)}"
             self._result = 0 if self._stops and code == 0 else 1
             return
-        if code == 0:
-            self._result = 0
+        if code in (0, TAKEN):  # it has ended in order, or somebody else keeps an agent here now
+            self._result = code
             return
         if self._stops:
             self._stop_crashes += 1
@@ -223,7 +254,7 @@ class Keeper:
             _close(self._store.pop(name, []))
         if fields.get("READY") == "1":
             self._ready = self._was_ready = True
-            self._starter.tell("ready\n")
+            self._starter.tell(_READY)
             if self._stops:
                 os.kill(self._agent, signal.SIGTERM)
 
@@ -285,8 +316,9 @@ class Keeper:
 class _Ready:
     """The pipe to whoever started the keeper, if there is one. It is told one thing, once."""
 
-    def __init__(self, number: str) -> None:
-        self._fd = int(number) if number.isdecimal() else -1
+    def __init__(self, fd: int, only_failure: bool = False) -> None:
+        self._fd = fd
+        self._only_failure = only_failure
         try:
             os.set_inheritable(self._fd, False)
         except OSError:
@@ -295,7 +327,8 @@ class _Ready:
     def tell(self, text: str) -> None:
         if self._fd >= 0:
             try:
-                os.write(self._fd, text.encode(errors="surrogateescape"))
+                if not self._only_failure or text != _READY:
+                    os.write(self._fd, text.encode(errors="surrogateescape"))
             except OSError:
                 pass  # nobody waits any more
             os.close(self._fd)
@@ -312,9 +345,15 @@ def _locked(path: str) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "not yet known"
+        from ..wire import locks, paths  # only a keeper that is refused needs them
+
+        pid = locks.holder(lock) or "not yet known"
         os.close(lock)
-        raise OSError(f"another keeper (pid {holder}) holds {path}") from None
+        stop = paths.stop(os.path.dirname(path))
+        raise OSError(
+            f"another keeper (pid {pid}) holds {path}; this ends it and its agent, with all that runs: {stop}"
+        ) from None
+    os.ftruncate(lock, 0)  # the pid of an earlier one
     return lock
 
 

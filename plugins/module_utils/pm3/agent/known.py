@@ -20,6 +20,7 @@ from .instance import Instance
 from .projects import Projects
 
 Document = dict[str, Any]
+_NUMBERS = frozenset(["instances", "instance_ids"])
 Instances = Collection[Instance]
 
 
@@ -62,7 +63,10 @@ def definitions(
     for name, fields in request["known"].items():
         one = _definition(name, request["project"], projects, instances)
         if one is not None:
-            tables[name] = {**one.data(), **fields}
+            said = one.data()
+            if not _NUMBERS.isdisjoint(fields):  # each of them takes the place of the other
+                said = {field: value for field, value in said.items() if field not in _NUMBERS}
+            tables[name] = {**said, **fields}
         elif request["state"] != State.ABSENT.value:  # it has gone since it was found
             raise DefinitionError([Problem(_unknown(name, projects, instances), table=name)])
     return (yield from loading.load_in_parts(tables, elsewhere=None))

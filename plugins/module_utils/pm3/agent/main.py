@@ -21,11 +21,11 @@ from typing import Any
 
 from .. import VERSION
 from ..model.life import End
-from ..wire import messages, paths
+from ..wire import locks, messages, paths
 from . import cells, descriptors, spawn, upgrade, walks
 from .adoption import Adoption
 from .cells import Cells
-from .keeper import ENDS_NAME, ends
+from .keeper import ENDS_NAME, TAKEN, ends
 from .loop import READ, Loop
 from .output import Pumps
 from .points import reached
@@ -36,7 +36,10 @@ from .store import Store
 from .supervisor import Supervisor
 from .tasks import Steps, Task
 
+_ANSWER_SECONDS = 2.0  # for another agent to say that it is there
+_LOOK_SECONDS = 0.05
 _LOCK, _LISTEN = "agent-lock", "agent-listen"  # hyphens, so that no spawn id is ever the same
+_HOST_PIDS = "pid:[4026531836]"  # the first namespace of pids, PROC_PID_INIT_INO of the kernel
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -45,9 +48,16 @@ def main(data_dir: str) -> int:
     """Runs the agent of a data dir until it ends; gives its exit status."""
     try:
         return Agent(data_dir).run()
+    except _Taken as error:
+        diagnose(str(error))
+        return TAKEN
     except (StoreError, OSError) as error:
         diagnose(f"cannot run: {error}")
         return 1
+
+
+class _Taken(Exception):
+    """Another agent serves this data dir; the whole sentence for the user."""
 
 
 def diagnose(text: str) -> None:
@@ -71,11 +81,12 @@ class Agent:
         self._seen = self._inherited.pop(ENDS_NAME, [])  # what a keeper lets us see of ends that nobody else saw
         self._stderr = self._inherited.pop(upgrade.STDERR, [-1])[0]
         reached("agent.begun")
-        self._make_folders()
+        os.makedirs(data_dir, 0o755 if self._scope == "system" else 0o700, exist_ok=True)
         self._lock = self._take_lock()
+        self._make_folders()  # only now: who held the lock may have removed some
         spawn.raise_limit()
         spawn.close_on_exec()
-        self._loop = Loop(on_error=_on_error)
+        self._loop = Loop(on_error=_loop_failed)
         address = os.environ.get("NOTIFY_SOCKET")
         self._manager_kind = "keeper" if self._seen else "systemd" if address else "none"
         self._manager = descriptors.ServiceManager(address)
@@ -83,7 +94,7 @@ class Agent:
         self._upgrades.return_store()
         self._store = Store(self._path("store.sqlite"))
         self._pumps = Pumps(self._loop, self._run)
-        self._cells = Cells(self._loop, cells.find_root())
+        self._cells = Cells(self._loop, cells.find_root(), self._run)
         self._boot = _boot_id()
         self._supervisor = Supervisor(
             self._loop,
@@ -143,8 +154,6 @@ class Agent:
     # Coming up
 
     def _make_folders(self) -> None:
-        system = self._scope == "system"
-        os.makedirs(self._data_dir, 0o755 if system else 0o700, exist_ok=True)
         os.makedirs(self._run, 0o700, exist_ok=True)
         os.makedirs(self._path("logs"), 0o750, exist_ok=True)
         group = self._group()
@@ -154,20 +163,40 @@ class Agent:
         os.chdir("/")
 
     def _take_lock(self) -> int:
-        """The lock of the data dir, waited for: whoever holds it is ending, or is a child that has not yet executed its program."""
+        """The lock of the data dir. Where another agent answers we are one too many; whoever else holds it is waited for: it is ending,
+        or coming up, or a child of one that died and has not yet executed its program."""
         kept = self._inherited.pop(_LOCK, [])
         if kept:
             return kept[0]
         lock = os.open(self._path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-            diagnose(f"daemon is already running (pid {holder}); waiting for it to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        told = False
+        while not _locked(lock):
+            self._give_way()
+            if not told:
+                told = True
+                pid = locks.holder(lock)
+                who = f"an agent (pid {pid})" if pid else "a process"
+                diagnose(f"{who} that does not answer holds {self._path('lock')}; waiting for it to end")
+            time.sleep(
+                _LOOK_SECONDS
+            )  # a lock that is waited for in the kernel would come without another look at who answers
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         return lock
+
+    def _give_way(self) -> None:
+        """Raises `_Taken` where another agent answers. What files say of it is not believed: only what it says itself."""
+        from ..wire import client  # one that is alone does without
+
+        try:
+            hello = client.Client(self._data_dir, _ANSWER_SECONDS).request({"type": "hello"})
+        except client.ClientError:
+            return
+        if hello.get("type") == "hello":
+            raise _Taken(
+                f"the daemon is already running for {self._data_dir} (pid {hello.get('pid')}); this ends it, with all that it runs:"
+                f" {paths.stop(self._data_dir)}"
+            )
 
     def _group(self) -> int | None:
         """The admin group of a system-wide agent: its members may use it like root."""
@@ -356,13 +385,31 @@ class Agent:
             self._loop.stop()
 
 
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _noted(_number: int, _frame: Any) -> None:
     """Signals are handled on the loop, by way of the wake-up descriptor."""
 
 
-def _on_error(error: BaseException) -> None:
-    import traceback  # half a megabyte that a healthy agent does without
+def _loop_failed(error: BaseException) -> None:
+    """What could not be done for want of a descriptor would never be done. So the manager has another agent begin anew, with all of it."""
+    if isinstance(error, OSError) and error.errno in spawn.NO_DESCRIPTOR:
+        raise error
+    _on_error(error)
 
+
+def _on_error(error: BaseException) -> None:
+    try:
+        import traceback  # half a megabyte that a healthy agent does without
+    except OSError:  # there is no descriptor to read it with
+        diagnose(repr(error))
+        return
     diagnose("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
 
 
@@ -374,8 +421,15 @@ def _become_subreaper() -> None:
 
 
 def _boot_id() -> str:
+    """The boot in which a pid and its start time mean one process. A container that is begun anew has the boot id of its host still, but
+    nothing that ran in it before; so there the start of its first process counts, too."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+        boot = file.read().strip()
+    try:
+        contained = os.readlink("/proc/self/ns/pid") != _HOST_PIDS
+    except OSError:
+        contained = False  # a kernel without namespaces
+    return f"{boot}/{spawn.start_time(1)}" if contained else boot
 
 
 def _unlink(path: str) -> None:

@@ -15,6 +15,7 @@ Owns the FIFOs in the run folder. The moving itself is pump.py, in a thread of i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,8 @@ from .pump import Pump
 from .spool import Interrupted
 from .stream import Stream
 
-_ENDINGS = (".out", ".err")
+ENDINGS = (".out", ".err")
+COPY = ".of"  # a link that leads nowhere, and is the name of an instance
 _KINDS = ("stdout", "stderr")
 
 
@@ -72,7 +74,7 @@ class Streams:
             self._slave = -1
 
     def unlink(self) -> None:
-        _unlink(self._paths)
+        _unlink((*self._paths, os.path.splitext(self._paths[0])[0] + COPY))
 
     def _open_stdout(self) -> int:
         if self.master is None:
@@ -89,10 +91,13 @@ class Pumps:
         self._folder = run_folder
         self._pump = Pump(loop, Interrupted(run_folder))
 
-    def prepare(self, spawn_id: str, owner: tuple[int, int] | None, tty: bool = False) -> Streams:
+    def prepare(
+        self, spawn_id: str, owner: tuple[int, int] | None, tty: bool = False, copy_of: str | None = None
+    ) -> Streams:
         """Makes the FIFOs of a spawn that is to come, for the user and group `owner` (None: our own), and opens our ends.
 
-        `tty`: stdout is a terminal, whose master is the third of `Streams.read_fds`, to be kept like the others.
+        `tty`: stdout is a terminal, whose master is the third of `Streams.read_fds`, to be kept like the others. `copy_of`: the
+        instance beside which it is a copy, for `copied`.
         """
         paths = self._paths(spawn_id)
         opened: list[int] = []
@@ -106,6 +111,9 @@ class Pumps:
             streams = Streams(spawn_id, paths, opened, fresh=True)
             if tty:
                 streams.use_terminal(owner)
+            if copy_of is not None:
+                _unlink([self._copy(spawn_id)])
+                os.symlink(copy_of, self._copy(spawn_id))
             return streams
         except OSError:
             for fd in opened:
@@ -137,9 +145,16 @@ class Pumps:
         found = [pipe for pipe in pipes if pipe is not None]
         return Streams(spawn_id, paths, found, fresh=False, master=masters[0] if masters else None)
 
+    def copied(self, spawn_id: str) -> str | None:
+        """The instance of which a spawn is a copy, as `prepare` was told by whichever agent prepared it."""
+        try:
+            return os.readlink(self._copy(spawn_id))
+        except OSError:
+            return None
+
     def spawn_ids(self) -> set[str]:
         """The spawns of which FIFOs are there."""
-        return {os.path.splitext(name)[0] for name in os.listdir(self._folder) if name.endswith(_ENDINGS)}
+        return {os.path.splitext(name)[0] for name in os.listdir(self._folder) if name.endswith(ENDINGS)}
 
     def attach(self, streams: Streams, logs: tuple[LogFile, LogFile], on_error: Callable[[str, str], None]) -> None:
         """From now on output goes to the end of these files, which are made where they are missing.
@@ -179,8 +194,11 @@ class Pumps:
         """Ends the thread. What is in a FIFO stays there, and our read ends stay open: the agent is going to be re-executed."""
         self._pump.close()
 
+    def _copy(self, spawn_id: str) -> str:
+        return os.path.join(self._folder, spawn_id + COPY)
+
     def _paths(self, spawn_id: str) -> tuple[str, str]:
-        first, second = (os.path.join(self._folder, spawn_id + ending) for ending in _ENDINGS)
+        first, second = (os.path.join(self._folder, spawn_id + ending) for ending in ENDINGS)
         return first, second
 
 
@@ -245,10 +263,8 @@ def _open_read(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _unlink(paths: tuple[str, str]) -> None:
+def _unlink(paths: Iterable[str]) -> None:
     for path in paths:
         spool.unlink(path)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        except FileNotFoundError:
-            pass

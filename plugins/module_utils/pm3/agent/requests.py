@@ -9,7 +9,7 @@ listening: what it began is carried through.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable
 
 from ..model.problems import DefinitionError, Unfit
@@ -163,8 +163,15 @@ class Requests:
         return self._supervisor.instances.get(instance.name) is instance
 
     def _selected(self, project: str | None, names: Sequence[str] | None) -> list[Instance]:
-        found = selection.named_or_all(self._supervisor, names or None)
+        found = selection.named_or_all(self._supervisor, [*self._inhabited(names)] if names else None)
         return [one for one in found if project is None or one.project == project]
+
+    def _inhabited(self, names: Sequence[str]) -> Iterator[str]:
+        """Names without those of processes that are defined to have no instance here: there is nothing to find of them."""
+        for name in names:
+            defined = [one.definitions.get(name) for one in self._projects.of(None).values()]
+            if name in self._supervisor.instances or not any(one and one.instance_ids == () for one in defined):
+                yield name
 
     def _log(self, request: Document, _peer: Peer, client: Client) -> None:
         from .log_request import LogRequest  # a healthy agent does without

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..model import definition as definitions
@@ -20,7 +20,7 @@ from ..model import difference, loading, pins, rows
 from ..model import update as updates
 from ..model.definition import Definition, Effect
 from ..model.plan import Action, Change, Plan, State, plan_in_parts
-from ..model.problems import DefinitionError, Problem
+from ..model.problems import DefinitionError, Problem, Unfit
 from ..wire import messages
 from . import known, places, views, walks
 from .apply import Apply
@@ -54,6 +54,7 @@ class Wish:
     demanded: tuple[str, ...] = ()  # named by somebody: they start without `autostart`, too
     take_over: bool = False
     retry_failed: bool = True
+    once: Mapping[str, Any] = field(default_factory=dict)  # keys of `update` for this run, whatever the definitions say
     label: str | None = None
     origin: int | None = None  # the revision that this brings back
     path: str | None = None
@@ -111,12 +112,14 @@ class Runs:
             wish = yield from self._wish(request, desired, pace, peer.uid)
             found = yield from self._planned(wish, pace)
             self._refuse_what_failed(wish)
+            beyond = self._beyond(wish)
             predicted = [self._foreseen(change, found.state) for change in found.rows]
             if pace.over():
                 yield pace
-            current = self._projects.current(wish.project)
-            number = (current.revision if current is not None else 0) + self._is_new(wish, found)
-            client.finish(_Result(wish, found, predicted, number).document(request))
+            document = self._begun(wish, found, predicted).document(request)
+            # A fact of the host, and earlier tasks of a run may be going to change it: no more than told beforehand.
+            document["warnings"] += map(str, beyond)
+            client.finish(document)
 
         self._work.run(steps, client)
 
@@ -129,6 +132,7 @@ class Runs:
             wish = yield from self._wish(request, desired, pace, peer.uid)
             # Mistakes are told at once, also where the project is busy.
             yield from self._planned(wish, pace)
+            self._refuse_what_is_beyond(wish)
             under_way = next(reversed(self._runs.get(wish.project, [])), None)
             if under_way is not None and self._is_the_same(under_way, wish):
                 self._join(under_way, request, client)
@@ -199,9 +203,15 @@ class Runs:
         found = yield from self._planned(wish, pace)
         everything = self._supervisor.instances
         begun = [views.row(self._supervisor, one, everything.get(one.name)) for one in found.rows]
+        client.finish(self._begun(wish, found, begun, in_progress=True).document(request))
+
+    def _begun(self, wish: Wish, found: Plan, made: list[rows.Row], in_progress: bool = False) -> _Result:
+        """What is going to be said of a run, as far as that is known before its end."""
         current = self._projects.current(wish.project)
-        number = (current.revision if current is not None else 0) + self._is_new(wish, found)
-        client.finish(_Result(wish, found, begun, number, in_progress=True).document(request))
+        number, label = (current.revision, current.label) if current is not None else (0, None)
+        if self._is_new(wish, found):
+            number, label = number + 1, wish.label
+        return _Result(wish, found, made, number, label, current, in_progress)
 
     # What is wished
 
@@ -209,7 +219,7 @@ class Runs:
         """What the request asks for at this moment. `desired` are the definitions that it brings."""
         project = str(request["project"])
         rules = {"take_over": request["take_over"], "retry_failed": request["retry_failed"]}
-        common = {**rules, "path": request["path"], "uid": uid}
+        common = {**rules, "path": request["path"], "uid": uid, "once": _once(request["update_once"])}
         if request["rollback_to"] is not None or request["rollback_from"] is not None:
             return self._wish_back(project, request, common)
         now = known.definitions(request, self._projects, self._supervisor.instances.values())
@@ -230,6 +240,8 @@ class Runs:
     def _wish_back(self, project: str, request: Document, common: Document) -> Wish:
         if request["definitions"]:
             raise DefinitionError([Problem("give either definitions or a revision to go back to")])
+        if request["rollback_from"] is not None and not request["rollback_to"] and not self._projects.current(project):
+            return Wish(project, {}, prune=False, **common)  # what never came here has gone
         target, current = self._projects.back_to(project, request["rollback_to"], request["rollback_from"])
         if target is None:
             return Wish(project, current.definitions, label=current.label, origin=current.origin, **common)
@@ -276,6 +288,20 @@ class Runs:
         now, before, resting = walks.stops_of(self._supervisor), run.stops or {}, run.wish.resting
         never = {name for name, stops in now.items() if stops == before.get(name, 0)}
         return frozenset(never if resting is None else never.intersection(resting))
+
+    def _refuse_what_is_beyond(self, wish: Wish) -> None:
+        found = self._beyond(wish)
+        if found:
+            raise DefinitionError(found)
+
+    def _beyond(self, wish: Wish) -> list[Problem]:
+        """The limits that it asks for and that cannot be kept on this host."""
+        if wish.state is State.ABSENT:
+            return []
+        chosen = (
+            wish.definitions.items() if wish.only is None else [(name, wish.definitions[name]) for name in wish.only]
+        )
+        return self._supervisor.cells.beyond(dict(chosen))
 
     def _is_new(self, wish: Wish, found: Plan) -> bool:
         """Whether this makes a new revision."""
@@ -337,6 +363,7 @@ class Runs:
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
         run.stops = stops = walks.stops_of(self._supervisor)
+        before = self._projects.current(wish.project)
         found = yield from self._planned(wish, pace)
         run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
         self._refuse_what_failed(wish)
@@ -359,6 +386,7 @@ class Runs:
             yield pace
         result = yield from self._walked(run, wish, found, stops)
         reached("run.walked")
+        result.before = before
         current = self._projects.current(wish.project)
         whole = wish.only is None and wish.state is State.PRESENT
         resumed = wish.resting is not None  # all may have been done but its end
@@ -387,10 +415,11 @@ class Runs:
             on_row=lambda row: run.tell("row", row["name"], row),
             on_step=lambda name, step: run.tell("step", name, {"name": name, "step": step}),
             unproven=run.unproven,
+            once=wish.once,
         )
         made = yield from walk.steps()
         current = self._projects.current(wish.project)
-        result = _Result(wish, found, made, current.revision if current is not None else 0)
+        result = _Result(wish, found, made, *((current.revision, current.label) if current is not None else (0, None)))
         result.culprit, result.timed_out = walk.culprit, walk.timed_out
         return result
 
@@ -431,7 +460,7 @@ class Runs:
         culprit = result.culprit
         if culprit is None or wish.state in (State.STOPPED, State.ABSENT):
             return ""
-        if updates.of(culprit.definition.update).on_failure == updates.PAUSE:
+        if updates.of(culprit.definition.update, wish.once).on_failure == updates.PAUSE:
             return f"left half done (on_failure is pause); apply again to go on, or pm3 rollback {failed.project}"
         if good is None:
             return "there is no earlier revision to go back to" if failed.revision > 1 else ""
@@ -453,6 +482,7 @@ class Runs:
             touched,
             prune=False,
             gone=tuple(name for name in changed if name not in definitions_then),
+            once={"soak": 0},  # it was good before, and whoever waits has heard the worst
             path=run.wish.path,
             label=good.label,
             origin=origin,
@@ -477,7 +507,7 @@ class Runs:
         reached("back.walked")
         yield from self._give_back(run, back)
         self._conclude(failed.project, back)
-        result.take_back(back, origin, made.revision)
+        result.take_back(back, origin, made)
         return result
 
     def _owners(self, wish: Wish, found: Plan) -> dict[str, str]:
@@ -527,11 +557,22 @@ class Runs:
 class _Result:
     """What a run says of itself."""
 
-    def __init__(self, wish: Wish, found: Plan, made: list[rows.Row], revision: int, in_progress: bool = False) -> None:
+    def __init__(
+        self,
+        wish: Wish,
+        found: Plan,
+        made: list[rows.Row],
+        revision: int,
+        label: str | None,
+        before: Revision | None = None,
+        in_progress: bool = False,
+    ) -> None:
         self.wish = wish
         self.found = found
         self.rows = made
         self.revision = revision
+        self.label = label
+        self.before = before
         self.in_progress = in_progress
         self.culprit: Change | None = None
         self.timed_out = False
@@ -541,8 +582,8 @@ class _Result:
     def failed(self) -> list[rows.Row]:
         return [row for row in self.rows if row["action"] == Action.FAILED.value]
 
-    def take_back(self, back: _Result, to: int, revision: int) -> None:
-        """`back` is what has become of going back to revision `to`, as revision `revision`."""
+    def take_back(self, back: _Result, to: int, made: Revision) -> None:
+        """`back` is what has become of going back to revision `to`, as revision `made`."""
         failures = self.failed()
         first = failures[0]["name"] if failures else ""
         was = {row.name: row.was for row in back.found.rows if row.was}
@@ -554,7 +595,7 @@ class _Result:
         # What the failed release had renamed, or had taken away, and what is of no row before.
         found += [_reverted(None, row, first, to) for row in after.values() if row["changed"]]
         self.rows = found
-        self.revision = revision
+        self.revision, self.label = made.revision, made.label
         self.reverted = not back.failed()
         self.timed_out = self.timed_out or back.timed_out
         if self.reverted:
@@ -573,7 +614,9 @@ class _Result:
             "changed": any(row["changed"] for row in self.rows),
             "project": self.wish.project,
             "revision": self.revision or None,
-            "previous_revision": self.revision - 1 if self.revision > 1 else None,
+            "label": self.label,
+            "previous_revision": self.before.revision if self.before is not None else None,
+            "previous_label": self.before.label if self.before is not None else None,
             "reverted": self.reverted,
             "timed_out": self.timed_out,
             "in_progress": self.in_progress,
@@ -643,6 +686,7 @@ def _body(
         "only": only,
         "gone": sorted({row.process for row in found.rows if row.action is Action.REMOVED}),
         "path": wish.path,
+        "once": dict(wish.once),
         "resting": sorted(resting),
     }
 
@@ -659,11 +703,19 @@ def _resumed(revision: Revision, body: Document) -> Wish:
         tuple(name for name in body["only"] if name in revision.definitions) if body["only"] is not None else None,
         tuple(body["gone"]),
         take_over=body.get("take_over", False),
+        once=body.get("once", {}),
         path=body["path"],
         label=revision.label,
         origin=revision.origin,
         resting=frozenset(body["resting"]),
     )
+
+
+def _once(table: Document) -> dict[str, Any]:
+    try:
+        return updates.once(table)
+    except Unfit as error:
+        raise DefinitionError([Problem(f"update_once: {error}")]) from None
 
 
 def _desired(request: Document, pace: Pace, staying: Iterable[str]) -> Steps:

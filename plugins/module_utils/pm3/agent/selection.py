@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..model import graph
 from ..model.definition import Definition
 from ..model.order import natural
-from ..model.plan import count_of, instance_names
+from ..model.plan import instance_names
 from ..model.problems import nearest
 from . import walks
 from .instance import Instance
@@ -69,7 +69,7 @@ def chosen(
         process = graph.base(name)
         if name in configs:
             found.append(name)
-        elif process in configs and name in dict(instance_names(process, count_of(configs[process], cpus))):
+        elif process in configs and name in dict(instance_names(configs[process], cpus)):
             instances.setdefault(process, set()).add(name)
         else:
             matches = [one for one in configs if configs[one].group == name]

@@ -15,6 +15,7 @@ Nothing is closed for a child: every descriptor of ours is close-on-exec (`close
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -57,6 +58,11 @@ _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)  # which Python ignores, and a prog
 PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
 OPEN_FILES = "PM3_OPEN_FILES"  # by this variable an upgrade in place hands on what the first of us was given
 _OPEN_FILES = int(os.environ.pop(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))  # before raise_limit
+
+
+_OPEN_FILES_EACH = 5  # descriptors of a running instance: its pidfd, two pipes, two logs
+_OPEN_FILES_OWN = 64  # the agent's own, with some clients
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class SpawnError(Exception):
@@ -150,10 +156,10 @@ def end_of_stranger(pidfd: int) -> End | None:
 
 def end_of_zombie(process: Process) -> End | None:
     """How a process ended that its own parent has not reaped yet (proc(5), the last field of stat)."""
-    stat = _stat(process.pid)
-    if stat is None or stat[0] != b"Z" or int(stat[19]) != process.start_time:
+    fields = stat(process.pid)
+    if fields is None or fields[0] != b"Z" or int(fields[19]) != process.start_time:
         return None
-    return from_wait_status(int(stat[-1]))
+    return from_wait_status(int(fields[-1]))
 
 
 def from_wait_status(status: int) -> End:
@@ -178,14 +184,14 @@ def failed_to_execute(report: str, end: End) -> End | None:
 
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None when there is none (proc(5), field 22 of stat)."""
-    stat = _stat(pid)
-    return int(stat[19]) if stat is not None else None
+    fields = stat(pid)
+    return int(fields[19]) if fields is not None else None
 
 
 def is_running(pid: int) -> bool:
     """Whether there is such a process; a zombie does not run."""
-    stat = _stat(pid)
-    return stat is not None and stat[0] not in b"ZX"
+    fields = stat(pid)
+    return fields is not None and fields[0] not in b"ZX"
 
 
 def variables() -> dict[str, str]:
@@ -201,12 +207,14 @@ def close_on_exec() -> None:
                 os.set_inheritable(int(name), False)
 
 
-def _stat(pid: int) -> list[bytes] | None:
+def stat(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat from the third, the state, on."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise  # that is no answer, least of all that there is none
         return None
 
 
@@ -214,6 +222,24 @@ def raise_limit() -> None:
     """Lets the agent itself open as many files as it may: three for each instance. Its children keep what it was given."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_room(running: int) -> None:
+    """Whether there are descriptors for one more process beside those that run, and for what the agent needs itself to end them again.
+
+    Raises `SpawnError`.
+    """
+    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], open_files(running + 1)
+    if needed > limit != resource.RLIM_INFINITY:
+        raise SpawnError(
+            f"too many open files: the agent may have {limit}, and with one more process it needs {needed};"
+            " raise LimitNOFILE of its service, or ulimit -Hn"
+        )
+
+
+def open_files(running: int) -> int:
+    """The descriptors that the agent needs when so many processes run."""
+    return _OPEN_FILES_OWN + _OPEN_FILES_EACH * running
 
 
 def _program(name: str, path: str, cwd: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Callable
@@ -330,13 +331,13 @@ class Store:
 
     def checkpoint(self) -> None:
         """Makes everything committed so far survive a loss of power. Slow (fsync), and safe in another thread: it has a connection
-        of its own, and writers do not wait for it."""
+        of its own, and writers do not wait for it. Raises `StoreError`."""
         self._commits = 0
-        db = sqlite3.connect(self.path, isolation_level=None)
         try:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        finally:
-            db.close()
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} cannot be written: {error}") from error
 
 
 def _revision(row: tuple[Any, ...]) -> Revision:

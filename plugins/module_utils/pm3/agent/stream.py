@@ -211,7 +211,9 @@ class Stream:
                 return False
             owner = log.owner() if final else None
             if owner is not None and owner is not self:
-                owner.move(PIECE, now, final=owner.ended)  # both are drained at once: the end of its line goes first
+                # Both are drained at once: the end of its line goes first, with whatever of it comes with that.
+                while not log.at_line_start() and owner.move(PIECE, now, final=owner.ended):
+                    pass
             if not log.at_line_start():
                 log.end_line()
         log.turn_of(self)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -28,15 +27,18 @@ from ..model.machine import Event
 from ..model.plan import Actual
 from ..model.problems import DefinitionError, Unfit
 from . import accounts, environment, launch, log_files, spawn
-from .cells import Cells, Survey
+from .cells import Cells
+from .checkpoints import Checkpoints
+from .descendants import Survey
 from .descriptors import ServiceManager
 from .errands import Errand
 from .fingerprints import Fingerprints
 from .holds import Holds
 from .instance import Instance, has_tale, is_up
+from .limits import LimitError
 from .log import LogFile
 from .loop import READ, Loop, Timer
-from .output import Pumps, last_lines
+from .output import Pumps, Streams, last_lines
 from .points import reached
 from .schemas import StoreError
 from .sockets import ListenError, Sockets
@@ -51,6 +53,7 @@ _STORE_PAUSE = 1.0  # seconds after which a store that could not be written is t
 _EXPECTED = (
     spawn.SpawnError,
     accounts.AccountError,
+    LimitError,
     ListenError,
     DefinitionError,
     Unfit,
@@ -105,7 +108,7 @@ class Supervisor:
         self._clock = float(store.get("clock") or "0")  # what the calendar's clock is ahead of ours, in seconds
         self._store_pause: Timer | None = None  # while the store cannot be written
         self._store_fails = False  # told, and not written since
-        self._checkpointing = False
+        self._checkpoints = Checkpoints(loop, store.checkpoint, diagnose)
         # Made once, and not once for each instance.
         self._tell_of_log, self._on_exit = self._log_fails, self._exited
         self._do: dict[type, Callable[[Instance, Any], object]] = {
@@ -274,18 +277,9 @@ class Supervisor:
         self.flush()
 
     def checkpoint(self) -> None:
-        """Has everything that is written survive a loss of power, some time soon. Off the loop: it waits for the disk."""
-
-        def work() -> None:
-            try:
-                self.store.checkpoint()
-            finally:
-                self._checkpointing = False
-
+        """Has everything that is written survive a loss of power, some time soon."""
         self.flush()
-        if not self._checkpointing:
-            self._checkpointing = True
-            threading.Thread(target=work, daemon=True).start()
+        self._checkpoints.ask()
 
     def _record(self, one: Instance) -> Record:
         running = one.running
@@ -374,12 +368,13 @@ class Supervisor:
             self.triggers.spawned(instance)
 
     def _try_to_spawn(self, instance: Instance, work: Work) -> None:
+        spawn.check_room(len(self._children))
         instance.log_starts = self._log_sizes(instance)
         if work is Work.PROGRAM:  # before it reads them: what changes in between has changed since
             instance.seen = self.fingerprints.take(instance)
         what = launch.program(instance) if work is Work.PROGRAM else launch.hook(instance, work)
         if self.cells.root is None:
-            what.env[environment.SPAWN_ID] = self.mark_of(instance.spawn_id)
+            what.env[environment.SPAWN_ID] = self.cells.descendants.mark(instance.spawn_id)
         account, sockets = launch.account(instance), []
         if work is Work.PROGRAM:
             sockets = self.sockets.take(instance, (account.uid, account.gid))
@@ -390,8 +385,13 @@ class Supervisor:
                 instance.notify = NotifySocket()
                 what.env[environment.NOTIFY_SOCKET] = instance.notify.address
         procs = self.cells.procs(instance.spawn_id)
+        self.cells.limit(instance.spawn_id, instance.definition, new=True)
+        known = self.instances.get(instance.name, instance)
         streams = instance.streams = self.pumps.prepare(
-            instance.spawn_id, account.owner, instance.definition.tty or self._tty
+            instance.spawn_id,
+            account.owner,
+            instance.definition.tty or self._tty,
+            None if known is instance else instance.name,
         )
         reached("spawn.piped")
         # Before the spawn: a FIFO's content vanishes with its last opener, and that must not be us.
@@ -414,15 +414,19 @@ class Supervisor:
     def attend(self, instance: Instance) -> None:
         """Follows a process that runs: its output, what it says of itself, and its end."""
         if instance.streams is not None:
-            logs = self.logs(instance)
-            self.triggers.writes(log.path for log in logs)
-            self.pumps.attach(instance.streams, logs, self._tell_of_log)
+            self.attach(instance, instance.streams)
         if instance.notify is not None:
             instance.notify.attend(self.loop, _uid(instance), partial(self.members, instance))
         if instance.running is not None and instance.running.pidfd >= 0:
             exited = _Exit(self._on_exit, instance)
             self._children[instance.running.pid] = exited
             self.loop.watch(instance.running.pidfd, READ, exited)
+
+    def attach(self, instance: Instance, streams: Streams) -> None:
+        """From now on the output of a spawn goes to the logs of the instance."""
+        logs = self.logs(instance)
+        self.triggers.writes(log.path for log in logs)
+        self.pumps.attach(streams, logs, self._tell_of_log)
 
     def _log_fails(self, name: str, text: str) -> None:
         """In the pump's thread."""
@@ -435,10 +439,6 @@ class Supervisor:
         if running.pidfd >= 0:
             self.loop.unwatch(running.pidfd)
         self._children.pop(running.pid, None)
-
-    def mark_of(self, spawn_id: str) -> str:
-        """What tells the processes of a spawn where there are no cells: other agents of this host number theirs as well."""
-        return f"{spawn_id}@{os.path.realpath(self._run)}"
 
     def reserve(self, spawn_id: str) -> None:
         """No spawn to come gets this id, also when the number of the last one could not be stored."""
@@ -470,8 +470,10 @@ class Supervisor:
 
     def ended(self, instance: Instance, end: End) -> None:
         """The main process is known to have ended."""
-        if end.signal == signal.SIGKILL and self.cells.was_out_of_memory(instance.spawn_id):
-            end = replace(end, cause=Cause.OOM)
+        killed, unseen = end.signal == signal.SIGKILL, end.cause is Cause.UNKNOWN
+        # Of an end that nobody saw the cgroup may tell at least that it took everything, the main process with it.
+        if (killed or unseen) and self.cells.was_out_of_memory(instance.spawn_id, whole=unseen):
+            end = replace(end, cause=Cause.OOM, signal=int(signal.SIGKILL))
         self.deliver(instance, machine.Exited(spawn.failed_to_execute(self.report(instance.spawn_id), end) or end))
         reached("end.delivered")
 
@@ -482,6 +484,7 @@ class Supervisor:
         """
         if instance.running is None or instance.running.pidfd < 0:
             return False
+        self.cells.meet()
         try:
             signal.pidfd_send_signal(instance.running.pidfd, 0)
             os.killpg(instance.running.pid, getattr(signal, name))

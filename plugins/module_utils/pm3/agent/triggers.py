@@ -22,7 +22,7 @@ from ..model import kinds
 from ..model.life import Cause
 from ..model.machine import Tripped
 from ..model.problems import Unfit
-from .cells import Survey
+from .descendants import Survey
 from .instance import Instance
 from .loop import Loop
 from .usage import MemoryLimits

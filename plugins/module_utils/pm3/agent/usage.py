@@ -5,8 +5,8 @@
 
 Memory is told as the sum of what is resident. What processes share is counted for each of them there, so this bounds the truth from
 above and costs one small file per process. The truth shares it out among them (PSS), and the kernel walks through all their pages to
-tell it; so it is asked for only where a limit seems to be exceeded. (With memory accounting of cgroups, memory.current of a cell would
-tell both at once; the cells have no controllers now.)
+tell it; so it is asked for only where a limit seems to be exceeded. (memory.current of a cell would be one small file for all of them,
+and is no answer: it counts what was read from files, which the kernel drops as soon as anybody needs the room.)
 
 CPU is told in percent of one CPU, children that have ended and were waited for included: since the last look if that is 1 to 60
 seconds ago, else over the life of the instance. What is asked for again within a second gets the same answer again.
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
-from .cells import Survey
+from .descendants import Survey
 from .loop import Loop, Timer
 from .spawn import Process
 from .tasks import Pace, Steps, Task

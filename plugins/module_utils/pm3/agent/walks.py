@@ -87,6 +87,34 @@ class Until:
             resume(answer)
 
 
+class Pause:
+    """Waits so many seconds, or until it is ended before."""
+
+    def __init__(self, supervisor: Supervisor, seconds: float) -> None:
+        self._loop = supervisor.loop
+        self._seconds = seconds
+        self._timer: Timer | None = None
+        self._resume: Callable[[Any], None] | None = None
+
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        self._resume = resume
+        self._timer = self._loop.after(self._seconds, self._over)
+
+    def end(self) -> None:
+        self._loop.soon(self._over)
+
+    def cancel(self) -> None:
+        self._resume = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _over(self) -> None:
+        resume = self._resume
+        self.cancel()
+        if resume is not None:
+            resume(None)
+
+
 # What a walk waits for
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Callable, NoReturn, TypeVar
 
-from ..wire import paths
+from ..wire import locks, paths
 from ..wire.client import Answers, Client, ClientError
 from ..wire.messages import Document
 
@@ -136,15 +136,27 @@ def keeper_of(data_dir: str) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        pid = os.pread(lock, 20, 0).strip()
-        return int(pid) if pid.isdigit() else os.getpid()  # it will write it: news, and our own end is none
+        return locks.holder(lock) or os.getpid()  # it will write it: news, and our own end is none
     finally:
         os.close(lock)
 
 
-def _start_keeper(data_dir: str) -> None:
+def program() -> list[str]:
+    """This program, as its daemons are begun."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    command = [sys.executable, "-I", "-S", os.path.join(package, "__main__.py"), "--keeper"]
+    return [sys.executable, "-I", "-S", os.path.join(package, "__main__.py")]
+
+
+def at_boot(data_dir: str) -> str:
+    """What a host without systemd has to run at boot. With `--foreground` behind it, it stays the child of who runs it."""
+    import shlex  # a millisecond, for words that are seldom said
+
+    words = " ".join(shlex.quote(word) for word in program())
+    return f"PM3_DATA_DIR={shlex.quote(data_dir)} {words} --keeper"
+
+
+def _start_keeper(data_dir: str) -> None:
+    command = [*program(), "--keeper"]
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -18,6 +18,7 @@ from .. import VERSION
 from ..wire import paths, units
 from ..wire.client import Client, ClientError
 from ..wire.messages import Document
+from . import autostart
 from .answers import Run
 from .autostart import Agent
 from .console import GREEN, RED, YELLOW, Console
@@ -120,7 +121,7 @@ def _manager(hello: Document | None) -> Document:
     host = "systemd runs this host" if units.booted() else "no systemd runs this host"
     kept = {
         "systemd": "systemd keeps the agent",
-        "keeper": "a keeper of its own keeps the agent, until the next boot",
+        "keeper": "a keeper of its own keeps the agent, until the next boot; no shutdown waits for what it runs to stop in order",
         "none": "nobody keeps the agent: if it dies, it stays dead",
     }
     manager = str(hello.get("manager")) if hello else ""
@@ -138,9 +139,11 @@ def _service(data_dir: str) -> list[Document]:
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             return [_fact("service", f"{path}: {error.strerror}", "warning")]
-        return [
-            _fact("service", f"none at {path}, so nothing comes back after a boot; pm3 startup installs it", "warning")
-        ]
+        if units.booted():
+            text = f"none at {path}, so nothing comes back after a boot; pm3 startup installs it"
+        else:
+            text = f"none that we know: nothing comes back after a boot unless the host then runs {autostart.at_boot(data_dir)}"
+        return [_fact("service", text, "warning")]
     own = units.environment_of(text).get("PM3_DATA_DIR")
     if own != data_dir:
         return [_fact("service", f"{path} is that of another agent, at {own}", "warning")]

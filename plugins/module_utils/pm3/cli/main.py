@@ -38,7 +38,7 @@ def _argument(*flags: str, **about: Any) -> Argument:
 
 
 _NAMES = _argument("names", nargs="*", metavar="NAME", help="a process, an instance (web:0) or a group; none: all")
-_FILE = _argument("file", nargs="?", default="pm3.toml", metavar="FILE", help="default pm3.toml; - is standard input")
+_FILE = _argument("file", nargs="?", metavar="FILE", help="default pm3.toml; - is standard input")
 _ENV = _argument("--env", metavar="ENV", help="merge the overlay env_ENV of each process into its env")
 _HELD = _argument("names", nargs="*", metavar="NAME", help="a process, a group or a project")
 _HELD_PROJECT = _argument("--project", metavar="P", help="all of this project, also where a process has the same name")
@@ -56,7 +56,7 @@ _APPLY = (
         "--state",
         choices=("present", "stopped", "restarted", "reloaded", "absent"),
         default="present",
-        help="default present",
+        help="default present; absent needs no FILE with --project",
     ),
     _argument("--label", metavar="L", help="a name for this revision, such as a release"),
     _argument("--take-over", action="store_true", help="processes that another project has become this one's"),
@@ -157,7 +157,11 @@ COMMANDS: dict[str, Command] = {
     "check": Command("say all that is wrong with a file", (_FILE, _ENV), module="projects"),
     "save": Command("write down all processes, for resurrect", more="Into dump.json of the data dir."),
     "resurrect": Command("start what was saved and is not there", more="An agent that starts anew does it by itself."),
-    "kill": Command("stop all processes and the agent"),
+    "kill": Command(
+        "stop all processes and the agent",
+        more="It stays down, under systemd as well, until somebody starts it or the next boot. What was applied comes back with it; what"
+        " was started by hand is forgotten.",
+    ),
     "doctor": Command(
         "say what is well and what is not: agent, host, boot service",
         module="doctor",

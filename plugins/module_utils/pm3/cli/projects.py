@@ -47,9 +47,7 @@ def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
 
 def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Console) -> int:
     try:
-        text, file, base = _read(options.file)
-        pm3_toml.load(text, file, base, options.env)
-        tables = pm3_toml.parse(text, file)
+        tables, file, base = _asked_for(options)
     except DefinitionError as error:
         return unusable(error, console)
     project = options.project or os.path.basename(base)
@@ -82,6 +80,15 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
     return status
 
 
+def _asked_for(options: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
+    """The tables of the file, what messages call it, and the folder of its paths. What is to go needs a name and no file."""
+    if options.state == "absent" and options.project and not options.file:
+        return {}, "", os.getcwd()
+    text, file, base = _read(options.file)
+    pm3_toml.load(text, file, base, options.env)
+    return pm3_toml.parse(text, file), file, base
+
+
 def reported(kind: str, answer: Document, console: Console) -> int:
     """Says the answer to an `apply` or a `plan`; gives the exit status."""
     if answer.get("type") == "error":
@@ -93,8 +100,9 @@ def reported(kind: str, answer: Document, console: Console) -> int:
     return 0 if answer.get("ok") else 1
 
 
-def _read(file: str) -> tuple[str, str, str]:
+def _read(file: str | None) -> tuple[str, str, str]:
     """The text of a pm3.toml, what messages call it, and the folder that its paths are relative to."""
+    file = file or "pm3.toml"
     if file == "-":
         return pm3_toml.decode(sys.stdin.buffer.read(), "standard input"), "standard input", os.getcwd()
     return pm3_toml.read(file), file, os.path.dirname(os.path.abspath(file))

@@ -16,7 +16,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Callable, NamedTuple
@@ -102,9 +101,9 @@ def _wanted(data_dir: str) -> _Place:
 
 def _install(place: _Place, console: Console) -> None:
     manager = _kept_by(place)
-    files = units.files(place.scope, place.data_dir, _program(), _environment(place))
+    files = units.files(place.scope, place.data_dir, autostart.program(), _environment(place))
     with _undoing() as undo:
-        systemd = _reached(place.scope, undo)
+        systemd = _reached(place, undo)
         os.makedirs(place.data_dir, 0o700 if place.scope == "user" else 0o755, exist_ok=True)
         if manager == "systemd":
             undo.append(
@@ -176,11 +175,6 @@ def _kill_with_keeper(place: _Place) -> None:
         _kill(int(hello["pid"]))
 
 
-def _program() -> list[str]:
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return [sys.executable, "-I", "-S", os.path.join(package, "__main__.py")]
-
-
 def _environment(place: _Place) -> dict[str, str]:
     """Who may use the host's agent stays as whoever installed it has said."""
     before = units.environment_of(_read(place.unit) or "")
@@ -199,7 +193,7 @@ def _remove(place: _Place, console: Console) -> None:
     other = _other(place, text)
     if other is not None:
         raise _Trouble(f"{place.unit} is for {other}: it stays")
-    systemd = _reached(place.scope)
+    systemd = _reached(place)
     hello = _hello(place)
     kept = (hello.get("instances") or {}).get("total", 0) if hello and hello.get("manager") == "systemd" else 0
     # Nothing of this is undone when something fails: the same command does the rest of it.
@@ -271,22 +265,22 @@ class _Systemd:
         return self.shown("UnitFileState") == "enabled"
 
 
-def _reached(scope: str, undo: list[Undo] | None = None) -> _Systemd:
+def _reached(place: _Place, undo: list[Undo] | None = None) -> _Systemd:
     """A systemd that answers; with `undo`, the user's own is made to go on without a session."""
     if not units.booted():
         raise _Trouble(
-            "no systemd runs this host, and pm3 startup knows no other service manager; have yours run this at boot, as this user: "
-            f"{' '.join(_program())} --keeper"
+            "no systemd runs this host, and pm3 startup knows no other service manager; have yours run this at boot, as this user:"
+            f" {autostart.at_boot(place.data_dir)}"
         )
-    for tool in ("systemctl", *(("loginctl",) if scope == "user" else ())):
+    for tool in ("systemctl", *(("loginctl",) if place.scope == "user" else ())):
         if shutil.which(tool) is None:
             raise _Trouble(f"systemd runs this host, but its command {tool} is not in PATH")
-    if scope == "user" and undo is not None:
+    if place.scope == "user" and undo is not None:
         _let_linger(undo)
-    systemd = _Systemd(scope)
+    systemd = _Systemd(place.scope)
     status, text = systemd.tried("show", "--property=Version", "--value")
     if status:
-        raise _Trouble(f"{' '.join(units.systemctl(scope))} does not reach systemd: {text.strip()}")
+        raise _Trouble(f"{' '.join(units.systemctl(place.scope))} does not reach systemd: {text.strip()}")
     return systemd
 
 

@@ -107,6 +107,11 @@ class Definition:
         'Copies to run, numbered from 0; "max" is one per CPU, -1 all CPUs but one.',
         1,
     )
+    instance_ids: tuple[int, ...] | None = _row(
+        kinds.IDS,
+        Effect.INSTANCES,
+        "Instead of instances: the numbers of the instances to run here, such as [7, 12] for web:7 and web:12; [] runs none.",
+    )
     depends_on: tuple[str, ...] = _row(
         kinds.NAMES, Effect.NONE, "Processes (or single instances) that must be up before this one starts.", ()
     )
@@ -167,6 +172,17 @@ class Definition:
     )
     max_memory: int | None = _row(
         kinds.SIZE, Effect.HOT, "Memory of all its processes together above which the instance is restarted."
+    )
+    memory_max: int | None = _row(
+        kinds.SIZE,
+        Effect.HOT,
+        "Memory that all its processes together cannot exceed: the kernel kills them all. Needs cgroup v2.",
+    )
+    cpu_max: str | None = _row(
+        kinds.CPU, Effect.HOT, "CPU that all its processes get together, such as 0.5 or 50%. Needs cgroup v2."
+    )
+    pids_max: int | None = _row(
+        kinds.POSITIVE, Effect.HOT, "Processes and threads that it can have at a time. Needs cgroup v2."
     )
     watch: bool | str = _row(
         kinds.WATCH, Effect.HOT, "Restart when files change: true for those in cwd, or a path relative to it.", False
@@ -240,8 +256,9 @@ _NEEDS = {  # fields that mean nothing without another
     "liveness_failures": "liveness_check",
     "liveness_successes": "liveness_check",
 }
-_NEVER_ZERO = ("readiness_timeout", "liveness_interval", "liveness_timeout", "hook_timeout", "max_memory")
+_NEVER_ZERO = ("readiness_timeout", "liveness_interval", "liveness_timeout", "hook_timeout", "max_memory", "memory_max")
 _OVERLAY = "env_"
+_MANY_CPUS = 10  # a bare number from it on was probably thought of as percent
 _MOST_SECONDS = 100  # a bare number below it, where milliseconds are meant, was probably thought of as seconds
 _NAME_BYTES = 200  # leaves room for "-out.log.gz" and an instance number in a file name of 255 bytes
 
@@ -293,7 +310,7 @@ def parse(name: str, table: Any) -> tuple[Definition | None, list[Problem]]:
     for field in _NEVER_ZERO:
         if values.get(field) == 0:
             problem("expected more than 0", field)
-    for field, message in [*_files_unfit(values), *_update_unfit(values)]:
+    for field, message in [*_numbers_unfit(values), *_files_unfit(values), *_update_unfit(values)]:
         problem(message, field)
     if problems:
         return None, problems
@@ -302,13 +319,19 @@ def parse(name: str, table: Any) -> tuple[Definition | None, list[Problem]]:
     return Definition(name, **values), []
 
 
+def _numbers_unfit(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Two answers to the question which instances there are."""
+    both = "instances" in values and "instance_ids" in values
+    return [("instance_ids", "takes the place of instances; give one of the two")] if both else []
+
+
 def _files_unfit(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What cannot be with stdout_file and stderr_file: a log has one stream that fills it."""
     named = {field: values[field] for field in ("stdout_file", "stderr_file") if field in values}
     found = []
     if len(named) == 2 and len(set(named.values())) == 1:
         found.append(("stderr_file", "expected another file than stdout_file: each stream has its own"))
-    if values.get("instances", 1) != 1:
+    if values.get("instances", 1) != 1 or "instance_ids" in values:
         found += [
             (field, "names one file for several instances; put @{instance} or @{name} in it")
             for field, file in named.items()
@@ -378,6 +401,10 @@ def cautions(tables: Mapping[str, Any]) -> list[str]:
             if row.kind is kinds.MILLISECONDS and isinstance(value, int) and 0 < value < _MOST_SECONDS:
                 found.append(
                     f'[{name}] {row.name}: {value} means {value} milliseconds; write "{value}ms" or "{value}s"'
+                )
+            if row.kind is kinds.CPU and isinstance(value, (int, float)) and value >= _MANY_CPUS:
+                found.append(
+                    f'[{name}] {row.name}: {value} means {value} CPUs; write "{value}%", or "{100 * value:.0f}%" for so many'
                 )
         if isinstance(table, Mapping):
             found += [f"[{name}] {field}: {message}" for field, message in _always_pass(table)]

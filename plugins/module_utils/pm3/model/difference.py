@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .definition import FIELDS, Definition
+from .definition import FIELDS, Definition, Effect
 from .plan import MASK, Action, Change, Plan, Secrets, said
 
 _DRIFTED = (Action.STARTED, Action.STOPPED, Action.RESTARTED)
@@ -26,12 +26,13 @@ def of(project: str, plan: Plan) -> list[dict[str, str]]:
     for process, changes in by_process.items():
         if any(change.action is not Action.NONE for change in changes):
             header = f"{project}/{process}"
-            before, after = _texts(changes)
+            before, after = _texts(changes, plan.definitions.get(process))
             found.append({"before": before, "after": after, "before_header": header, "after_header": header})
     return found
 
 
-def _texts(changes: list[Change]) -> list[str]:
+def _texts(changes: list[Change], defined: Definition | None) -> list[str]:
+    """Before and after. `defined` is the process's definition afterwards, which may ask for no instance at all."""
     existed = [change for change in changes if change.action is not Action.CREATED]
     stays = [change for change in changes if change.action is not Action.REMOVED]
     drifted = [change for change in changes if change.action in _DRIFTED or _is_stale(change)]
@@ -41,11 +42,11 @@ def _texts(changes: list[Change]) -> list[str]:
         for change in drifted
     ]
     old: Definition | None = next((change.before for change in existed), None)
-    new = stays[0].definition if stays else None
+    new = stays[0].definition if stays else defined
     secrets_before = old.secrets if old is not None else {}
     secret = Secrets(*(one for one in (old, new) if one is not None))
-    before += _lines(old, len(existed), {}, secret)
-    after += _lines(new, len(stays), secrets_before, secret)
+    before += _lines(old, existed, {}, secret)
+    after += _lines(new, stays, secrets_before, secret)
     return ["".join(line + "\n" for line in lines) for lines in (before, after)]
 
 
@@ -55,7 +56,7 @@ def _is_stale(change: Change) -> bool:
 
 
 def _lines(
-    definition: Definition | None, instances: int, secrets_before: Mapping[str, str], secret: Secrets
+    definition: Definition | None, instances: list[Change], secrets_before: Mapping[str, str], secret: Secrets
 ) -> list[str]:
     """A definition as it would be written in a pm3.toml, one line for each value."""
     if definition is None:
@@ -68,7 +69,10 @@ def _lines(
                 changed = row.masked and secrets_before.get(key, text) != text
                 shown = f"{MASK} (changed)" if changed else secret.masked(row, key, text)
                 lines.append(f"{name}.{key} = {said(shown)}")
-        elif name != "instances":
+        elif row.effect is not Effect.INSTANCES:
             lines.append(f"{name} = {said(value)}")
-    lines.append(f"instances = {instances}")
+    if definition.instance_ids is None:
+        lines.append(f"instances = {len(instances)}")
+    else:
+        lines.append(f"instance_ids = {sorted(change.number for change in instances)}")
     return lines

@@ -107,6 +107,8 @@ def _has_instance(definition: Definition | None, name: str) -> bool:
     number = name.partition(":")[2]
     if not _NUMBER.fullmatch(number):
         return False
+    if definition is not None and definition.instance_ids is not None:
+        return int(number) in definition.instance_ids
     if definition is None or not isinstance(definition.instances, int) or definition.instances < 1:
         return True  # how many there are is known on the host only
     return int(number) < definition.instances and definition.instances > 1

@@ -53,6 +53,8 @@ SIGNALS = frozenset(
     ]
 )
 U32, U64 = 2**32 - 1, 2**64 - 1
+_MOST_INSTANCES = 100_000  # of one process
+_HIGHEST_ID = 999_999_999  # nine digits: what a dependency on a single instance can name, and a file name has room for
 
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # in arguments and environments, and in UTF-8
 LIMIT_NAMES = (  # prlimit(1)
@@ -61,6 +63,8 @@ LIMIT_NAMES = (  # prlimit(1)
 )
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_PERCENT = re.compile(r"(\d{1,7}(?:\.\d{1,3})?)\s*%")
+_MOST_PERCENT = 1_000_000
 _LONGEST_SIZE, _LONGEST_DATE = 30, 100  # characters
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -211,6 +215,20 @@ def _size_written(value: Any) -> Any:
     return value
 
 
+def _cpu(value: Any) -> str:
+    """Percent of one CPU, from a text that says so or from a number of CPUs."""
+    found = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is not None:
+        percent = float(found.group(1))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        percent = 100 * float(min(value, _MOST_PERCENT))  # a whole number can be too large for a float
+    else:
+        percent = 0
+    if not 1 <= percent <= _MOST_PERCENT:
+        raise Unfit('expected a number of CPUs such as 0.5, or percent of one CPU such as "50%": 1% at least')
+    return f"{percent:.3f}".rstrip("0").rstrip(".") + "%"
+
+
 def _date_format(value: Any) -> str:
     from datetime import datetime  # only who needs it pays for it
 
@@ -277,9 +295,21 @@ def _instances(value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise _expected('a whole number or "max"', value)
-    if not -1024 <= value <= 100_000:
-        raise Unfit(f"expected a whole number from -1024 to 100000, found {value}")
+    if not -1024 <= value <= _MOST_INSTANCES:
+        raise Unfit(f"expected a whole number from -1024 to {_MOST_INSTANCES}, found {value}")
     return 1 if value == 0 else int(value)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _expected("an array of whole numbers", value)
+    if len(value) > _MOST_INSTANCES:
+        raise Unfit(f"expected at most {_MOST_INSTANCES} numbers, found {len(value)}")
+    numbers = sorted(_integer(item, 0, _HIGHEST_ID) for item in value)
+    for one, following in zip(numbers, numbers[1:]):
+        if one == following:
+            raise Unfit(f"expected each number once, found {one} twice")
+    return tuple(numbers)
 
 
 def _signal(value: Any) -> str:
@@ -368,6 +398,7 @@ ENVIRONMENT = Kind("a table of texts", _environment, placed=True)
 SECRETS = Kind("a table of texts", _secrets)
 OVERLAYS = Kind("a table of tables of texts", _overlays)
 INSTANCES = Kind('a whole number, "max", or a negative number (all CPUs but so many)', _instances)
+IDS = Kind("a list of whole numbers from 0, each once", _ids)
 BOOLEAN = Kind("true or false", _boolean)
 COUNT = Kind("a whole number", lambda value: _integer(value, 0, U32))
 POSITIVE = Kind("a whole number from 1", lambda value: _integer(value, 1, U32))
@@ -377,6 +408,7 @@ SIGNAL = Kind("the name of a signal", _signal)
 MILLISECONDS = Kind('milliseconds, or a time such as "10s"', lambda value: duration(value, 1))
 SECONDS = Kind('seconds, or a time such as "2m"', lambda value: duration(value, 1000))
 SIZE = Kind('bytes, or a size such as "300M"', size, written=_size_written)
+CPU = Kind('a number of CPUs such as 1.5, or percent of one CPU such as "150%"', _cpu)
 USER = Kind('a user, "name" or "name:group"', _user)
 CHECK = Kind("http://…, https://…, tcp://host:port or exec://command", _check, placed=True)
 READINESS = Kind("http://…, https://…, tcp://host:port, exec://command or notify://", _readiness_check, placed=True)

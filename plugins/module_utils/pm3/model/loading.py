@@ -70,8 +70,12 @@ def _placed(
 
 
 def _links(name: str, table: Any) -> Definition:
-    """Of a table that has mistakes, what it depends on and how many instances it has, where these can be read."""
-    bare = {key: table.get(key) for key in ("depends_on", "instances")} if isinstance(table, Mapping) else {}
+    """Of a table that has mistakes, what it depends on and which instances it has, where these can be read."""
+    bare = (
+        {key: table.get(key) for key in ("depends_on", "instances", "instance_ids")}
+        if isinstance(table, Mapping)
+        else {}
+    )
     for keys in (bare, {"depends_on": bare.get("depends_on")}, {}):
         parsed, _wrong = definition.parse("process", {**keys, "command": "true"})
         if parsed is not None:

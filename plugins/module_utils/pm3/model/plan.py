@@ -189,15 +189,22 @@ def plan(*asked: Any, cpus: int, **options: Any) -> Plan:
     return whole(plan_in_parts(*asked, cpus=cpus, **options))
 
 
-def instance_names(process: str, count: int) -> list[tuple[str, int]]:
-    """The instances of a process, `(name, number)`: `web` alone, or `web:0`, `web:1`, …"""
-    if count <= 1:
-        return [(process, 0)]
-    return [(f"{process}:{number}", number) for number in range(count)]
+def instance_names(definition: Definition, cpus: int) -> list[tuple[str, int]]:
+    """The instances that `definition` asks for on a host with so many CPUs, `(name, number)`: `web` alone, or `web:0`, `web:1`, …
+
+    With `instance_ids` those and none else, so one of them is called `web:7` also where it is alone.
+    """
+    process, numbers = definition.name, definition.instance_ids
+    if numbers is None:
+        count = _count_of(definition, cpus)
+        if count == 1:
+            return [(process, 0)]
+        numbers = tuple(range(count))
+    return [(f"{process}:{number}", number) for number in numbers]
 
 
-def count_of(definition: Definition, cpus: int) -> int:
-    """How many instances `definition` asks for on a host with so many CPUs: at least one."""
+def _count_of(definition: Definition, cpus: int) -> int:
+    """What `instances` stands for: at least one."""
     wanted = definition.instances
     if not isinstance(wanted, int):
         return max(1, cpus)
@@ -251,14 +258,20 @@ def _process_rows(
     starts: bool,
     again: bool,
 ) -> list[Change]:
-    count = count_of(definition, cpus)
-    known = {name for name, _number in instance_names(definition.name, count_of(current, cpus))} if current else set()
+    wanted = instance_names(definition, cpus)
+    count = len(wanted)
+    known = {name for name, _number in instance_names(current, cpus)} if current else set()
     found = {instance.name: instance for instance in existing}
-    before = max(len(existing), len(known)) if existing else 0
-    scaled = f"instances: {before} -> {count}" if existing and before != count else ""
-    surplus_reason = scaled or f"not one of {count}"
+    if definition.instance_ids is None:
+        before = max(len(existing), len(known)) if existing else 0
+        scaled = f"instances: {before} -> {count}" if existing and before != count else ""
+        new_reason, surplus_reason = "new", scaled or f"not one of {count}"
+    else:
+        scaled = ""
+        new_reason = "added to instance_ids" if existing or current else "new"
+        surplus_reason = "not in instance_ids"
     rows = []
-    for name, number in instance_names(definition.name, count):
+    for name, number in wanted:
         instance = found.pop(name, None)
         predecessor = _predecessor(name, number, found, state) if instance is None else None
         if instance is not None:
@@ -267,7 +280,7 @@ def _process_rows(
             found.pop(predecessor.name)
             rows.append(_renamed(predecessor, name, definition, count, scaled or f"was {predecessor.name}"))
         else:
-            reason = scaled or ("was missing" if name in known else "new") + (
+            reason = scaled or ("was missing" if name in known else new_reason) + (
                 "" if starts else ", and autostart is false"
             )
             rows.append(

@@ -76,10 +76,14 @@ def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for one in rows:
         action = "ok" if one["action"] == Action.NONE.value else one["action"]
-        why = "; ".join([one["reason"]] * bool(one["reason"]) + [_line(change) for change in one["changes"]])
-        lines.append(f"{one['name']:<{max(width, 10)}}  {action:<9}  {one['status']:<9}  {why}".rstrip())
+        lines.append(f"{one['name']:<{max(width, 10)}}  {action:<9}  {one['status']:<9}  {why(one)}".rstrip())
         lines.extend(f"    | {text}" for text in one["log_tail"])
     return lines
+
+
+def why(one: Mapping[str, Any]) -> str:
+    """Of a row: its reason, and what of the definition differs."""
+    return "; ".join([one["reason"]] * bool(one["reason"]) + [_line(change) for change in one["changes"]])
 
 
 def _field(change: FieldChange) -> dict[str, Any]:

@@ -61,6 +61,11 @@ class Update:
     deadline: float = _row(
         kinds.SECONDS, 0, "How long one instance may take to come up; 0 means as long as its own checks may take."
     )
+    soak: float = _row(
+        kinds.SECONDS,
+        0,
+        "How long the new instances must then stay up, without a restart or a failed check, before the change has succeeded.",
+    )
     on_scale: str = _row(
         kinds.one_of(KEEP, ROLL), KEEP, "Whether instances that go on are replaced when their number changes."
     )
@@ -76,15 +81,32 @@ class Update:
 
 
 ROWS = {row.name: row for row in dataclasses.fields(Update)}
+# Keys that one run can be given: how carefully it goes about. What the others say is checked, or planned, with the definition.
+ONCE = ("max_unavailable", "max_surge", "on_failure", "deadline", "soak")
 
 
-def of(table: Mapping[str, Any]) -> Update:
-    """What a definition's `update` says, and for the rest the defaults."""
-    return Update(**table)
+def of(table: Mapping[str, Any], once: Mapping[str, Any] | None = None) -> Update:
+    """What a definition's `update` says, and for the rest the defaults. What a run was given (`once`) counts more."""
+    return Update(**{**table, **(once or {})})
+
+
+def once(value: Any) -> dict[str, Any]:
+    """What a run is given, checked. Raises `Unfit`."""
+    found = _checked(value)
+    for key in found:
+        if key not in ONCE:
+            raise Unfit(
+                f"{key}: not for a single run; write it into the definitions. A run can be given {', '.join(ONCE)}"
+            )
+    return found
 
 
 def _check(value: Any) -> dict[str, Any]:
     """Keys that differ from their default."""
+    return {key: one for key, one in _checked(value).items() if one != ROWS[key].default}
+
+
+def _checked(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise Unfit('expected a table such as { order = "start_first" }')
     found = {}
@@ -96,11 +118,9 @@ def _check(value: Any) -> dict[str, Any]:
                 f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else f"; known: {', '.join(ROWS)}")
             )
         try:
-            canonical = row.metadata["kind"].check(value[key])
+            found[row.name] = row.metadata["kind"].check(value[key])
         except Unfit as unfit:
             raise Unfit(f"{key}: {unfit}") from None
-        if canonical != row.default:
-            found[row.name] = canonical
     return found
 
 

@@ -89,6 +89,7 @@ _APPLY = {
     "rollback_from": Field(TEXT),  # back from the revision of this label, if it is the current one
     "secrets": Field(SECRETS, {}),
     "update": Field(TABLE, {}),  # for definitions that have none of their own
+    "update_once": Field(TABLE, {}),  # for this run alone, whatever the definitions say
     "overlay": Field(TEXT),
     "base": Field(PATH),  # the folder that relative paths are relative to
     "state": Field(TEXT, "present", choices=("present", "stopped", "restarted", "reloaded", "absent")),

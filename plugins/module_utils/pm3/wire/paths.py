@@ -66,6 +66,13 @@ def managed(directory: str) -> str | None:
         return usual if scope(directory) == "system" else None
 
 
+def stop(directory: str) -> str:
+    """The command that ends an agent and all that it runs, whoever keeps it."""
+    import shlex  # seldom said, and all modules import this file
+
+    return f"PM3_DATA_DIR={shlex.quote(directory)} pm3 kill"
+
+
 def reach(use: Callable[[str], None], path: str) -> None:
     """Calls `use` (a socket's `bind` or `connect`) with an address for the socket at `path`, however long that is (W57)."""
     if len(os.fsencode(path)) <= _LONGEST:

@@ -19,7 +19,10 @@ SERVICE, CELLS = "pm3.service", "pm3-cells.service"
 MADE = "# Written by pm3 startup or the Ansible module pm3.fleet.agent, and written again when it differs."
 _SYSTEM = "/etc/systemd/system"
 _NEEDRESTART = "/etc/needrestart"
+# What programs may need. As much as their start, the shutdown is in this order: none of it ends before the agent has stopped them.
+_BEFORE = "network.target network-online.target remote-fs.target nss-user-lookup.target time-set.target"
 
+# An agent that ends in order was told to, and stays down; with status 69 (TAKEN in agent/keeper.py) another one serves its data dir.
 _SERVICE = """\
 {made}
 [Unit]
@@ -35,7 +38,9 @@ NotifyAccess=main
 ExecStart={command} --daemon
 ExecReload=/bin/kill -HUP $MAINPID
 WatchdogSec=30
-Restart=always
+WatchdogSignal=SIGKILL
+Restart=on-failure
+RestartPreventExitStatus=69
 RestartSec=100ms
 KillMode=process
 OOMPolicy=continue
@@ -84,7 +89,7 @@ def files(scope: str, data_dir: str, program: Sequence[str], environment: Mappin
     service = _SERVICE.format(
         made=MADE,
         cells=CELLS,
-        after=" network.target" if system else "",
+        after=f" {_BEFORE}" if system else "",
         environment="\n".join(f"Environment={_assigned(key, value)}" for key, value in environment.items()),
         command=" ".join(_quoted(word).replace("$", "$$") for word in program),
         target="multi-user.target" if system else "default.target",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
 Document = dict[str, Any]
@@ -65,6 +66,14 @@ def agent(data_dir: Path) -> Iterator[StandIn]:
     found = StandIn(data_dir)
     yield found
     found.close()
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the module warns of. (Where these go depends on what else this process has imported.)"""
+    said: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text: said.append(text))
+    return said
 
 
 @pytest.fixture

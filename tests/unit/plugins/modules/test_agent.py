@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils import _agent, _service, _unpacked
 from ansible_collections.pm3.fleet.plugins.module_utils._place import Place
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import keeper
 from ansible_collections.pm3.fleet.plugins.modules import agent as agent_module
 
 PACKAGE = {"identity": "a" * 16, "version": "0.1.0", "libraries": {}}
@@ -29,7 +30,7 @@ def test_asks_for_the_program_where_it_is_not(tmp_path: Path, run: Any) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_check_mode_tells_all_steps_and_writes_nothing(tmp_path: Path, run: Any) -> None:
+def test_check_mode_tells_all_steps_and_writes_nothing(tmp_path: Path, run: Any, warned: list[str]) -> None:
     result = run(agent_module.main, check=True, diff=True, **options(tmp_path / "data"))
     assert result["changed"]
     assert result["actions"] == [
@@ -41,6 +42,8 @@ def test_check_mode_tells_all_steps_and_writes_nothing(tmp_path: Path, run: Any)
     ]
     assert [one["after_header"] for one in result["diff"]] == [f"{tmp_path}/data/bin/pm3"]
     assert list(tmp_path.iterdir()) == []
+    assert len(warned) == 1
+    assert f"have the host run this at boot: PM3_DATA_DIR={tmp_path}/data {tmp_path}/data/bin/pm3 --keeper" in warned[0]
 
 
 def test_a_python_that_cannot_is_named(tmp_path: Path, run: Any) -> None:
@@ -67,6 +70,28 @@ def test_another_service_manager_is_refused(agent: Any, run: Any) -> None:
     result = run(agent_module.main, **options(agent.data_dir))
     assert result["failed"]
     assert "runs under systemd" in result["msg"]
+
+
+def test_a_host_without_a_service_manager_is_warned_of_until_somebody_says_that_it_is_meant(
+    agent: Any, run: Any, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_unpacked, "is_there", lambda *_any: True)
+    agent.answers["hello"] = {**agent.answers["hello"], "manager": "keeper", "features": {"trial": True}}
+    for manager, warnings in (("auto", 1), ("none", 0)):
+        warned.clear()
+        result = run(agent_module.main, check=True, **options(agent.data_dir, service_manager=manager))
+        assert result["service_manager"] == "none"
+        assert [text.partition(":")[0] for text in warned] == ["no service manager keeps this agent"] * warnings
+
+
+def test_where_nobody_starts_it_commands_say_how(tmp_path: Path) -> None:
+    """The host's agent is nobody's to start by the way: an own one would be a second one."""
+    program = _service.Program("/usr/bin/python3", "/usr/local/lib/pm3/current/pm3/__main__.py", {})
+    system = _service.Keeper(None, Place("system"), program)  # type: ignore[arg-type]
+    assert [(file.path, file.text) for file in system.files] == [
+        ("/var/lib/pm3/managed", "PM3_DATA_DIR=/var/lib/pm3 /usr/local/bin/pm3 --keeper\n")
+    ]
+    assert _service.Keeper(None, Place("user", str(tmp_path)), program).files == []  # type: ignore[arg-type]
 
 
 def test_places() -> None:
@@ -116,6 +141,8 @@ def test_units_of_a_system(tmp_path: Path) -> None:
         "Type=notify",
         "KillMode=process",
         "FileDescriptorStoreMax=16384",
+        "Restart=on-failure",
+        f"RestartPreventExitStatus={keeper.TAKEN}",
         "ExecReload=/bin/kill -HUP $MAINPID",
     ):
         assert line in service.splitlines()

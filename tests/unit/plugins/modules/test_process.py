@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.pm3.fleet.plugins.module_utils import _process
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import definition
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition import FIELDS
@@ -18,14 +17,6 @@ from ansible_collections.pm3.fleet.plugins.modules import process
 from .test_processes import KEYS, RESULT
 
 DONE = {**RESULT, "project": "default", "warnings": []}
-
-
-@pytest.fixture
-def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the module warns of. (Where these go depends on what else this process has imported.)"""
-    said: list[str] = []
-    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text: said.append(text))
-    return said
 
 
 def options(data_dir: Path, **more: Any) -> dict[str, Any]:
@@ -59,6 +50,8 @@ def test_names_alone(agent: Any, run: Any, state: str, wanted: str) -> None:
     agent.answers["apply"] = {**DONE, "project": "shop"}
     result = run(process.main, **options(agent.data_dir, state=state, instances=3))
     assert agent.asked[0]["known"] == {"web": {"instances": 3}}
+    run(process.main, **options(agent.data_dir, instance_ids=[12, "7"]))
+    assert agent.asked[1]["known"] == {"web": {"instance_ids": [12, 7]}}
     assert (agent.asked[0]["definitions"], agent.asked[0]["state"]) == ({}, wanted)
     assert result["project"] == "shop"
 
@@ -88,9 +81,11 @@ def test_what_templates_make_of_numbers(agent: Any, run: Any) -> None:
     """A variable from a command line is a text, whatever it looks like."""
     agent.answers["apply"] = DONE
     texts = {"instances": "-1", "kill_timeout": "5000", "max_memory": "4096", "watch": "True", "nice": "3"}
+    texts["cpu_max"] = "0.5"
     run(process.main, **options(agent.data_dir, command="web", update={"deadline": "30", "max_surge": "2"}, **texts))
     assert agent.asked[0]["definitions"]["web"] == {
-        **{"command": "web", "instances": -1, "kill_timeout": 5000, "max_memory": 4096, "watch": True, "nice": 3}
+        **{"command": "web", "instances": -1, "kill_timeout": 5000, "max_memory": 4096, "watch": True, "nice": 3},
+        "cpu_max": 0.5,
     }
     assert agent.asked[0]["update"] == {"deadline": 30, "max_surge": 2}
 

@@ -200,6 +200,12 @@ def test_what_a_newer_agent_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert lines[9:] == ["  lost_bytes: 17", "  watch_trouble: /srv: too many watches"]
     assert not [line for line in table.details(process("web", lost_bytes=0), plain) if "lost" in line]
+    limited = process("web", memory_max=64 << 20, cpu_max="50%", pids_max=8)
+    assert table.details(limited, plain)[-3:] == [
+        "  memory_max: 64.0M",
+        "  cpu_max: 50%",
+        "  pids_max: 8",
+    ]
     monkeypatch.undo()
     time.tzset()
 

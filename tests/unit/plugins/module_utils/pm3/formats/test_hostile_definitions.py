@@ -26,6 +26,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.definition imp
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import plan
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import DefinitionError
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import messages
+from ansible_collections.pm3.fleet.tests.unit.examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,6 +122,8 @@ def check_loaded(loaded: dict[str, definition.Definition]) -> None:
 
 
 def count(one: definition.Definition) -> int:
+    if one.instance_ids is not None:
+        return len(one.instance_ids)
     return one.instances if isinstance(one.instances, int) else 2
 
 
@@ -134,7 +137,7 @@ def outcome(
         return {}, error
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(FILES, st.sampled_from([None, "/srv"]), st.sampled_from([None, "prod", "\ud800"]))
 def test_tables_load_or_say_why(tables: dict[str, Any], base: str | None, overlay: str | None) -> None:
     loaded, error = outcome(lambda: loading.load(tables, base, overlay))
@@ -144,7 +147,7 @@ def test_tables_load_or_say_why(tables: dict[str, Any], base: str | None, overla
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(value=VALUES)
 def test_every_field_takes_any_value_or_says_why(field: str, value: Any) -> None:
     tables = {"web": {"command": "sleep 1", "secrets": {"PASSWORD": SECRET}, field: value}}
@@ -156,7 +159,7 @@ def test_every_field_takes_any_value_or_says_why(field: str, value: Any) -> None
     check_loaded(loaded)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(value=VALUES)
 def test_no_message_tells_a_secret(value: Any) -> None:
     for secrets in (
@@ -239,7 +242,7 @@ PIECES = st.one_of(
 TEXTS = st.lists(PIECES, max_size=10).map("".join)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600))
 @given(TEXTS)
 def test_texts_load_or_say_why(text: str) -> None:
     for load in (
@@ -256,7 +259,7 @@ def test_texts_load_or_say_why(text: str) -> None:
         check_loaded(loaded)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.binary(max_size=200))
 def test_bytes_load_or_say_why(data: bytes) -> None:
     error = outcome(lambda: pm3_toml.load(pm3_toml.decode(data, "pm3.toml"), "pm3.toml", "/srv"))[1]
@@ -302,7 +305,7 @@ def test_huge_texts_end(text: str) -> None:
 # On the command line
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_check_tells_each_problem_in_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "hostile"

@@ -245,6 +245,7 @@ fields = st.sampled_from(
         "environments",
         "secrets",
         "instances",
+        "instance_ids",
         "depends_on",
         "kill_signal",
         "wat",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model import cron
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import Unfit
+from ansible_collections.pm3.fleet.tests.unit.examples import examples
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
@@ -324,7 +325,7 @@ def schedules(draw: st.DrawFn) -> tuple[list[Field], str, int]:
     return parts, zone, draw(st.sampled_from(CHANGES[zone])) + draw(st.integers(-12 * 60, 4 * 60)) * MINUTE
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 @given(schedules())
 def test_as_an_oracle_says(schedule: tuple[list[Field], str, int]) -> None:
     parts, zone, begin = schedule

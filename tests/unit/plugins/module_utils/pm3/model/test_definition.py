@@ -116,6 +116,7 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "environments": [({}, {}), ({"prod": {"A": "1"}, "dev": {}}, {"dev": {}, "prod": {"A": "1"}})],
     "secrets": [({"TOKEN": "a@{b"}, {"TOKEN": "a@{b"}), *ENV],
     "instances": [(0, 1), (1, 1), (4, 4), ("max", "max"), (-1, -1)],
+    "instance_ids": [([12, 7, 0], (0, 7, 12)), ([], ()), ([999_999_999], (999_999_999,))],
     "depends_on": [(["b", "a", "b"], ("a", "b")), (["db:0"], ("db:0",)), ([], ())],
     "update": [
         ({}, {}),
@@ -163,6 +164,12 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     "liveness_failures": [(1, 1)],
     "liveness_successes": [(3, 3)],
     "max_memory": [*SIZES, (1, 1)],
+    "memory_max": [*SIZES, (1, 1)],
+    "cpu_max": [
+        *[("50%", "50%"), (" 150.0 % ", "150%"), ("12.50%", "12.5%"), ("1000000%", "1000000%")],
+        *[(0.5, "50%"), (2, "200%"), (1.25, "125%"), (0.01, "1%"), (10_000, "1000000%")],
+    ],
+    "pids_max": [(1, 1), (64, 64)],
     "watch": [*FLAGS, ("src", "src"), ("/srv/@{name}", "/srv/@{name}")],
     "watch_ignore": [(["*.tmp", "cache/**"], ("*.tmp", "cache/**")), ([], ())],
     "cron_restart": [("0 3 * * 1", "0 3 * * 1"), ("*/3 * * * * *", "*/3 * * * * *")],
@@ -218,6 +225,17 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         (True, "boolean"),
         (100_001, "from -1024"),
         (-1025, "from -1024"),
+    ],
+    "instance_ids": [
+        (7, "expected an array of whole numbers, found an integer"),
+        ("7", "expected an array of whole numbers, found a string"),
+        (["7"], "expected a whole number, found a string"),
+        ([1.5], "expected a whole number, found a float"),
+        ([True], "expected a whole number, found a boolean"),
+        ([3, -1], "expected a whole number from 0 to 999999999, found -1"),
+        ([10**9], "expected a whole number from 0 to 999999999, found 1000000000"),
+        ([7, 12, 7], "expected each number once, found 7 twice"),
+        (list(range(100_001)), "expected at most 100000 numbers, found 100001"),
     ],
     "depends_on": [("db", "an array of strings"), ([1], "expected a string"), ({"db": 1}, "an array of strings")],
     "update": [
@@ -278,6 +296,17 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "liveness_failures": [(0, "from 1"), ("3", "found a string")],
     "liveness_successes": [(0, "from 1"), (1.0, "found a float")],
     "max_memory": [*BAD_SIZES, (0, "expected more than 0")],
+    "memory_max": [*BAD_SIZES, (0, "expected more than 0")],
+    "cpu_max": [
+        *(
+            (wrong, 'expected a number of CPUs such as 0.5, or percent of one CPU such as "50%"')
+            for wrong in (
+                *("50", "0%", "0.9%", "%", "-1%", "1e3%", "2000000%"),
+                *(0, 0.001, -1, True, 10_001, 10**400, float("inf"), float("nan"), [0.5]),
+            )
+        ),
+    ],
+    "pids_max": [(0, "from 1"), (-1, "from 1"), ("64", "a whole number")],
     "watch": [(1, "expected true, false or a path"), (["a"], "expected true, false or a path"), ("", "empty")],
     "watch_ignore": [("*.tmp", "an array of strings"), ([1], "expected a string")],
     "cron_restart": BAD_TEXT[:1],
@@ -392,11 +421,22 @@ def test_all_problems_come_at_once_with_their_places() -> None:
     }
 
 
+@pytest.mark.parametrize("instances", [1, 2, "max"])
+def test_either_how_many_or_which(instances: Any) -> None:
+    (problem,) = problems({"web": {"command": "run", "instances": instances, "instance_ids": [0, 1]}})
+    assert (problem.field, problem.message) == ("instance_ids", "takes the place of instances; give one of the two")
+    assert load({"web": {"command": "run", "instances": None, "instance_ids": []}})["web"].data() == {
+        "command": "run",
+        "instance_ids": [],
+    }
+
+
 @pytest.mark.parametrize(
     ("files", "field", "words"),
     [
         ({"instances": 2, "stdout_file": "/var/log/web"}, "stdout_file", "put @{instance} or @{name} in it"),
         ({"instances": "max", "stderr_file": "/var/log/@{process}"}, "stderr_file", "one file for several instances"),
+        ({"instance_ids": [7], "stdout_file": "/var/log/web"}, "stdout_file", "put @{instance} or @{name} in it"),
         (
             {"stdout_file": "/var/log/web", "stderr_file": "/var/log/web"},
             "stderr_file",
@@ -540,7 +580,7 @@ good = st.fixed_dictionaries(
     optional={
         field: st.sampled_from([value for value, _canonical in GOOD[field]])
         for field in GOOD
-        if field not in ("command", "stdout_file", "stderr_file", "update")
+        if field not in ("command", "stdout_file", "stderr_file", "update", "instances")
     },
 ).map(lambda one: {"readiness_check": "tcp://localhost:1", "liveness_check": "exec://true", **one})
 
@@ -552,6 +592,13 @@ def test_canonical_definitions_come_back(tables: dict[str, Any]) -> None:
         load(json.loads(json.dumps({name: definition.data() for name, definition in definitions.items()})))
         == definitions
     )
+
+
+def test_many_cpus_without_a_unit_are_probably_percent() -> None:
+    (said,) = cautions({"web": {"command": "run", "cpu_max": 50}})
+    assert said == '[web] cpu_max: 50 means 50 CPUs; write "50%", or "5000%" for so many'
+    for meant in (0.5, 2, 8, "50%", "5000%"):
+        assert cautions({"web": {"command": "run", "cpu_max": meant}}) == []
 
 
 def test_a_check_where_the_agent_itself_listens_is_probably_not_meant() -> None:

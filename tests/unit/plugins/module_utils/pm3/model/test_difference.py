@@ -41,6 +41,19 @@ def test_what_comes_and_what_goes() -> None:
     ]
 
 
+def test_numbers_are_shown_as_numbers() -> None:
+    (made,) = between(
+        {"web": {"command": "run", "instance_ids": [7, 12]}}, {"web": {"command": "run", "instance_ids": [3, 7]}}
+    )
+    assert made["before"] == '[web]\ncommand = "run"\ninstance_ids = [7, 12]\n'
+    assert made["after"] == '[web]\ncommand = "run"\ninstance_ids = [3, 7]\n'
+    (made,) = between(
+        {"web": {"command": "run", "instances": 2}}, {"web": {"command": "run --all", "instance_ids": []}}
+    )
+    assert made["before"].endswith("instances = 2\n")
+    assert made["after"] == '[web]\ncommand = "run --all"\ninstance_ids = []\n'
+
+
 def test_a_secret_that_changes_is_said_to_and_never_shown() -> None:
     (made,) = between(
         {"web": {"command": "run", "secrets": {"T": "one"}}}, {"web": {"command": "run", "secrets": {"T": "two"}}}

@@ -82,10 +82,13 @@ def test_an_instance_stands_for_its_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "depends_on", [["db"], ["db:0"], ["db:3"], ["many:7"], ["elsewhere"], ["elsewhere:4"], []], ids=repr
+    "depends_on",
+    [["db"], ["db:0"], ["db:3"], ["many:7"], ["some:7"], ["none"], ["elsewhere"], ["elsewhere:4"], []],
+    ids=repr,
 )
 def test_dependencies_that_can_be(depends_on: list[str]) -> None:
     tables = {"db": {"command": "db", "instances": 4}, "many": {"command": "many", "instances": "max"}}
+    tables |= {"some": {"command": "some", "instance_ids": [7]}, "none": {"command": "none", "instance_ids": []}}
     definitions = load({**tables, "web": {"command": "web", "depends_on": depends_on}})
     assert graph.problems(definitions, elsewhere=["elsewhere"]) == []
 
@@ -105,6 +108,8 @@ def test_dependencies_that_can_be(depends_on: list[str]) -> None:
         ("db:" + "9" * 5000, "depends on db:" + "9" * 5000 + ", an instance that db does not have"),
         ("one:0", "depends on one:0, an instance that one does not have"),
         ("many:x", "depends on many:x, an instance that many does not have"),
+        ("some:0", "depends on some:0, an instance that some does not have"),
+        ("some:x", "depends on some:x, an instance that some does not have"),
     ],
     ids=lambda text: text[:12],
 )
@@ -113,6 +118,7 @@ def test_dependencies_that_cannot_be(other: str, message: str) -> None:
         "db": {"command": "db", "instances": 4},
         "one": {"command": "one"},
         "many": {"command": "m", "instances": "max"},
+        "some": {"command": "some", "instance_ids": [7]},
     }
     definitions = load({**tables, "web": {"command": "web", "depends_on": [other]}})
     (problem,) = graph.problems(definitions)

@@ -11,7 +11,6 @@ one breaks a promise, hypothesis shrinks it and prints it as a story.
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -68,6 +67,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.machine import
     revived,
     step,
 )
+from ansible_collections.pm3.fleet.tests.unit.examples import examples
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -1603,13 +1603,7 @@ def lived(data: st.DataObject, most: int = 60) -> World:
     return world
 
 
-def number(usual: int) -> int:
-    """How many histories. PM3_HISTORIES=10000 makes it a long night."""
-    wanted = os.environ.get("PM3_HISTORIES", "")
-    return max(usual, int(wanted)) if wanted.isdigit() else usual
-
-
-histories = settings(deadline=None, max_examples=number(500), suppress_health_check=list(HealthCheck))
+histories = settings(max_examples=examples(500), suppress_health_check=list(HealthCheck))
 
 
 @histories
@@ -1673,7 +1667,7 @@ def test_who_is_wanted_comes_up_again_whenever_the_agent_dies(data: st.DataObjec
         raise
 
 
-@settings(deadline=None, max_examples=number(100))
+@settings(max_examples=examples(100))
 @given(
     restart=st.sampled_from(["always", "on_failure"]),
     most=st.integers(0, 20),

@@ -29,7 +29,6 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.plan import (
     FieldChange,
     Plan,
     State,
-    count_of,
     differences,
     instance_names,
     plan,
@@ -217,8 +216,11 @@ def test_reloaded() -> None:
 
 
 def test_instance_names() -> None:
-    assert instance_names("web", 1) == [("web", 0)]
-    assert instance_names("web", 3) == [("web:0", 0), ("web:1", 1), ("web:2", 2)]
+    assert instance_names(web()["web"], CPUS) == [("web", 0)]
+    assert instance_names(web(instances=3)["web"], CPUS) == [("web:0", 0), ("web:1", 1), ("web:2", 2)]
+    assert instance_names(web(instance_ids=[12, 7])["web"], CPUS) == [("web:7", 7), ("web:12", 12)]
+    assert instance_names(web(instance_ids=[0])["web"], CPUS) == [("web:0", 0)]
+    assert instance_names(web(instance_ids=[])["web"], CPUS) == []
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,67 @@ def test_instance_names() -> None:
     [(0, 4, 1), (1, 4, 1), (7, 4, 7), ("max", 4, 4), ("max", 0, 1), (-1, 4, 3), (-4, 4, 1), (-9, 4, 1)],
 )
 def test_how_many_instances(instances: Any, cpus: int, count: int) -> None:
-    assert count_of(web(instances=instances)["web"], cpus) == count
+    assert len(instance_names(web(instances=instances)["web"], cpus)) == count
+
+
+def test_a_list_of_numbers_adds_and_removes_exactly_those_that_differ() -> None:
+    before, after = web(instance_ids=[2, 7, 12]), web(instance_ids=[7, 9, 100])
+    host = running(before)
+    made = plan("shop", after, host, cpus=CPUS, current=before)
+    assert [(row.name, row.number, row.action, row.reason) for row in made.rows] == [
+        ("web:7", 7, Action.NONE, ""),
+        ("web:9", 9, Action.CREATED, "added to instance_ids"),
+        ("web:100", 100, Action.CREATED, "added to instance_ids"),
+        ("web:2", 2, Action.REMOVED, "not in instance_ids"),
+        ("web:12", 12, Action.REMOVED, "not in instance_ids"),
+    ]
+    assert {row.count for row in made.rows} == {3}
+    missing = plan("shop", before, host[1:], cpus=CPUS, current=before)
+    assert [(row.name, row.action, row.reason) for row in missing.rows if row.action is not Action.NONE] == [
+        (host[0].name, Action.CREATED, "was missing")
+    ]
+
+
+def test_no_number_is_no_instance_and_still_a_definition() -> None:
+    some, none = web(instance_ids=[3, 5]), web(instance_ids=[])
+    made = plan("shop", none, running(some), cpus=CPUS, current=some)
+    assert actions(made) == {"web:3": Action.REMOVED, "web:5": Action.REMOVED}
+    assert (made.definitions, carried_out(made, running(some), "shop")) == (none, [])
+    assert not plan("shop", none, [], cpus=CPUS, current=none).changed
+    back = plan("shop", some, [], cpus=CPUS, current=none)
+    assert [(row.name, row.reason) for row in back.rows] == [
+        ("web:3", "added to instance_ids"),
+        ("web:5", "added to instance_ids"),
+    ]
+    assert {row.reason for row in plan("shop", some, [], cpus=CPUS).rows} == {"new"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [
+        ({"instances": 3}, {"instance_ids": [1, 2, 7]}, {"web:1": "none", "web:2": "none", "web:7": "created"}),
+        ({"instance_ids": [1, 7]}, {"instances": 2}, {"web:0": "created", "web:1": "none"}),
+        ({"instance_ids": [7]}, {}, {"web": "created"}),
+        ({}, {"instance_ids": [0, 7]}, {"web:0": "rolled", "web:7": "created"}),
+        ({"instance_ids": [0]}, {}, {"web": "rolled"}),
+    ],
+)
+def test_from_instances_to_numbers_and_back(
+    before: dict[str, Any], after: dict[str, Any], names: dict[str, str]
+) -> None:
+    """What has the same name goes on; `web` alone and `web:0` are one another's predecessors, as ever."""
+    made = plan("shop", web(**after), running(web(**before)), cpus=CPUS, current=web(**before))
+    assert {row.name: row.action.value for row in made.rows if row.action is not Action.REMOVED} == names
+    assert all(row.reason for row in made.rows if row.action is not Action.NONE)
+
+
+def test_numbers_roll_where_the_count_is_told() -> None:
+    """How many there are here is what PM3_INSTANCE_COUNT says; whoever computes with it has to know."""
+    one, two = web(command="serve @{count}", instance_ids=[7]), web(command="serve @{count}", instance_ids=[7, 9])
+    made = plan("shop", two, running(one), cpus=CPUS, current=one)
+    assert actions(made) == {"web:7": Action.ROLLED, "web:9": Action.CREATED}
+    kept = plan("shop", web(instance_ids=[7, 9]), running(web(instance_ids=[7])), cpus=CPUS).rows[0]
+    assert (kept.action, kept.reason) == (Action.NONE, "keeps PM3_INSTANCE_COUNT=1 until its next start")
 
 
 def test_prune_removes_what_is_not_defined_any_more_dependents_first() -> None:
@@ -374,6 +436,7 @@ OTHER: dict[str, Any] = {
     "environments": {"prod": {"A": "1"}},
     "secrets": {"TOKEN": "hunter2"},
     "instances": 3,
+    "instance_ids": [0, 1, 7],
     "depends_on": ["db"],
     "update": {"max_unavailable": 2},
     "group": "front",
@@ -400,6 +463,9 @@ OTHER: dict[str, Any] = {
     "liveness_failures": 5,
     "liveness_successes": 2,
     "max_memory": "300M",
+    "memory_max": "400M",
+    "cpu_max": "50%",
+    "pids_max": 64,
     "watch": True,
     "watch_ignore": ["*.tmp"],
     "cron_restart": "0 3 * * *",
@@ -423,7 +489,8 @@ OTHER: dict[str, Any] = {
 def test_what_changing_a_field_costs(field: str) -> None:
     """Whoever adds a row to the table says here how it may change; hot changes never restart."""
     needed = {check: "tcp://localhost:1" for check in ("readiness_check", "liveness_check") if check != field}
-    before, after = web(instances=2, **needed), web(**{"instances": 2, **needed, field: OTHER[field]})
+    two: dict[str, Any] = {"instance_ids": [0, 1]} if field == "instance_ids" else {"instances": 2}
+    before, after = web(**two, **needed), web(**{**two, **needed, field: OTHER[field]})
     for one, other in ((before, after), (after, before)):
         made = plan("shop", other, running(one), cpus=CPUS)
         costs = {
@@ -552,6 +619,7 @@ tables = st.fixed_dictionaries(
     {"command": st.sampled_from(["run", "run --more", "run --of @{count}"])},
     optional={
         "instances": st.sampled_from([0, 1, 2, 3, 4, "max", -1]),
+        "instance_ids": st.sampled_from([None, [], [0], [7], [1, 2], [0, 1, 12]]),
         "depends_on": st.lists(st.sampled_from("abc"), max_size=2),
         "env": st.dictionaries(st.sampled_from(["A", "B"]), st.sampled_from(["1", "2", *SECRETS]), max_size=2),
         "secrets": st.dictionaries(st.sampled_from(["A", "T"]), st.sampled_from(SECRETS)),
@@ -571,7 +639,11 @@ def recounts(*definitions: Definition) -> bool:
 def acyclic(written: dict[str, dict[str, Any]]) -> dict[str, Definition]:
     return load(
         {
-            name: {**one, "depends_on": [o for o in one.get("depends_on", []) if o < name]}
+            name: {
+                **one,
+                "depends_on": [o for o in one.get("depends_on", []) if o < name],
+                "instances": one.get("instances") if one.get("instance_ids") is None else None,
+            }
             for name, one in written.items()
         }
     )
@@ -652,7 +724,9 @@ def test_only_touches_what_it_names(case: tuple[dict[str, Definition], list[Actu
     only = data.draw(st.sets(st.sampled_from(sorted(desired))))
     made = plan("shop", desired, host, cpus=CPUS, only=only)
     whole = actions(plan("shop", desired, host, cpus=CPUS))
-    assert {row.process for row in made.rows} == only
+    touched = {row.process for row in made.rows}
+    assert touched <= only
+    assert all(desired[name].instance_ids == () for name in only - touched)
     assert all(whole[name] is action for name, action in actions(made).items())
 
 
@@ -666,7 +740,7 @@ def test_what_keeps_running_has_not_changed_its_start(case: tuple[dict[str, Defi
         if was is None or row.was or row.action is Action.REMOVED:
             continue
         costly = any(change.effect is Effect.RESTART for change in row.changes)
-        recounted = was.count != count_of(row.definition, CPUS) and recounts(was.definition, row.definition)
+        recounted = was.count != len(instance_names(row.definition, CPUS)) and recounts(was.definition, row.definition)
         needed = costly or recounted or bool(was.stale) or not was.up or not was.wanted
         assert (row.action in REPLACED) == needed
 
@@ -698,7 +772,7 @@ def test_what_can_change_while_it_runs_costs_no_process(
         was = before.get(row.name)
         if was is None or row.action is Action.REMOVED or any(one.effect is Effect.RESTART for one in row.changes):
             continue
-        recounted = was.count != count_of(row.definition, CPUS) and recounts(was.definition, row.definition)
+        recounted = was.count != len(instance_names(row.definition, CPUS)) and recounts(was.definition, row.definition)
         stale = bool(was.stale) and state is State.PRESENT
         if row.action is Action.ROLLED:
             assert recounted or stale
@@ -789,8 +863,8 @@ def test_secrets_are_in_no_row_and_no_report(case: tuple[dict[str, Definition], 
 @given(projects, definitions)
 def test_against_nothing_everything_is_created(project: str | None, desired: dict[str, Definition]) -> None:
     made = plan(project, desired, [], cpus=CPUS)
-    assert {row.action for row in made.rows} == {Action.CREATED}
-    expected = [name for one in desired.values() for name, _number in instance_names(one.name, count_of(one, CPUS))]
+    assert {row.action for row in made.rows} <= {Action.CREATED}
+    expected = [name for one in desired.values() for name, _number in instance_names(one, CPUS)]
     assert sorted(actions(made)) == sorted(expected)
 
 
