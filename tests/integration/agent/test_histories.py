@@ -460,11 +460,19 @@ def briefly(definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def command_of(pid: int) -> list[str]:
-    try:
-        program, *words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] or [""]
-        return [os.path.basename(program), *words] if program else []
-    except OSError:
-        return []  # it was killed meanwhile
+    """What a process runs, once it no longer runs the shell that spawns it; empty when it has ended."""
+    found: list[str] = []
+
+    def is_spawned() -> bool:
+        try:
+            program, *words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] or [""]
+        except OSError:
+            program, words = "", []
+        found[:] = [os.path.basename(program), *words] if program else []
+        return found[:2] != ["sh", "-c"] or found[3:4] != ["pm3"]
+
+    until(is_spawned, f"process {pid} runs its program")
+    return found
 
 
 def descriptors(pid: int) -> dict[str, int]:
