@@ -41,10 +41,10 @@ class Machine(Emulated):
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def apply(self, text: str) -> dict[str, Any]:
+    def apply(self, text: str, fails: bool = False) -> dict[str, Any]:
         """One project of that text; gives the result."""
         self.ssh(f"mkdir -p /srv/shop && printf %s {shlex.quote(text)} > /srv/shop/pm3.toml")
-        found: dict[str, Any] = json.loads(self.ssh("pm3 --json apply /srv/shop/pm3.toml"))
+        found: dict[str, Any] = json.loads(self.ssh(f"{'!' if fails else ''} pm3 --json apply /srv/shop/pm3.toml"))
         return found
 
     def listed(self) -> dict[str, dict[str, Any]]:

@@ -103,6 +103,39 @@ def test_who_is_ended_while_no_agent_looks_is_known_to_have_had_too_little(machi
     assert (end["cause"], end["signal"]) == ("oom", 9), end
 
 
+HOLDS = """
+[holds]
+command = '''python3 -c "
+import signal
+taken = b'x' * (40 << 20)
+print('holds', flush=True)
+signal.pause()
+"'''
+instances = 2
+"""
+
+
+def test_one_that_holds_more_than_is_allowed_from_now_on_costs_one_instance_and_goes_back(machine: Machine) -> None:
+    machine.apply(CALM)
+    machine.ssh("rm -f /var/lib/pm3/logs/holds*")
+    assert machine.apply(CALM + HOLDS + 'memory_max = "96M"')["ok"]
+    machine.until(lambda: machine.ssh("cat /var/lib/pm3/logs/holds*-out.log").count("holds") == 2, "they hold it")
+    before = machine.pids()
+    made = machine.apply(CALM + HOLDS + 'memory_max = "24M"', fails=True)
+    rows = {row["name"]: row for row in made["instances"]}
+    assert made["reverted"]
+    assert rows["holds:0"]["reason"].startswith(
+        "holds more than the new memory_max allows: was ended by the kernel: out of memory; back on revision"
+    )
+    assert rows["holds:0"]["seconds"] > 0
+    assert (rows["holds:1"]["action"], rows["holds:1"]["reason"]) == ("skipped", "not reached: holds:0 failed")
+    after = machine.pids()
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == ["holds:0"]
+    for name in ("holds:0", "holds:1"):
+        assert machine.cell(name, "memory.max") == {"memory.max": str(96 << 20)}
+
+
 def test_who_forks_too_much_gets_no_more(machine: Machine) -> None:
     bomb = f"\n[bomb]\ncommand = '''python3 -c \"{FORKS}\"'''\npids_max = 5"
     machine.apply(CALM + bomb)

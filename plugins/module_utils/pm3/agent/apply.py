@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable
 
 from ..model import graph, machine
@@ -21,14 +22,14 @@ from ..model import update as updates
 from ..model.life import Cause, Life, Phase, Policy
 from ..model.plan import Action, Change, Plan, State
 from ..model.update import Update
-from . import views, walks
+from . import limits, views, walks
 from .instance import Instance
 from .limits import LimitError
 from .points import reached
 from .reload import Reload
 from .supervisor import Supervisor
 from .swap import Swap
-from .tasks import All, Steps, Task
+from .tasks import All, Aside, Steps, Task
 
 _LIVE = (Action.NONE, Action.UPDATED)  # actions that leave the process alone
 _NO_FALL = (Cause.USER, Cause.WATCH, Cause.CRON)  # ends after which an instance that has come up is still up
@@ -127,7 +128,9 @@ class Apply:
         changes = [change for change in changes if not change.held]  # it is there for the order
         for change in changes:
             if change.action in _LIVE:
-                self._update(change)
+                yield from self._update(change)
+                if change.name in self.failures:
+                    return
             else:
                 (fresh if self._is_down(change) else replaced).append(change)
         for change in list(fresh):
@@ -287,22 +290,51 @@ class Apply:
         else:
             self._row(change)
 
-    def _update(self, change: Change) -> None:
+    def _update(self, change: Change) -> Steps:
         """What can change without the process noticing."""
         instance = self.supervisor.instances.get(change.name)
         if instance is None:
             return
-        try:  # before it is said to have them, so that an apply after a crash in between finds a difference
-            if instance.running is not None and change.action is Action.UPDATED:
-                self.supervisor.cells.limit(instance.spawn_id, change.definition)
-        except LimitError as error:
-            self._fail(change, instance, str(error))
+        # Before it is said to have them, so that an apply after a crash in between finds a difference.
+        why = yield from self._limit(change, instance)
+        if self.supervisor.instances.get(change.name) is not instance:
+            return  # deleted meanwhile
+        if why:
+            self._fail(change, instance, why)
             return
         self._adopt(instance, change)
         self.supervisor.see_files(instance)
         if change.action is Action.UPDATED:
             self.supervisor.deliver(instance, machine.Redefined(Policy.of(change.definition)))
             self.supervisor.reconfigure(instance)
+
+    def _limit(self, change: Change, instance: Instance) -> Steps:
+        """Has the kernel keep the limits of the change for what runs; returns why that cannot be, or ""."""
+        cells = self.supervisor.cells
+        if limits.are_equal(instance.definition, change.definition) and change.process not in self.unproven:
+            return ""
+        self._step(change, "updating")
+        while instance.running is not None:
+            spawn_id = instance.spawn_id
+            kills = cells.memory_kills(spawn_id)
+            # The kernel first takes away what a lower memory_max has no room for, and kills when nothing helps; only then we go on.
+            error = yield Aside(self.supervisor.loop, partial(cells.limit, spawn_id, change.definition))
+
+            def has_ended(one: Instance, spawn_id: str = spawn_id) -> bool:
+                return one.running is None or one.spawn_id != spawn_id
+
+            if cells.memory_kills(spawn_id) > kills:
+                yield walks.Until(self.supervisor, [instance], has_ended)
+            if has_ended(instance):
+                if instance.life.end is not None and instance.life.end.cause is Cause.OOM:
+                    return f"holds more than the new memory_max allows: {walks.why_failed(instance)}"
+            elif error is None:
+                break
+            elif isinstance(error, LimitError):
+                return str(error)
+            else:
+                raise error
+        return ""
 
     def _adopt(self, instance: Instance, change: Change) -> None:
         if (

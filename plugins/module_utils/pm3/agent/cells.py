@@ -164,18 +164,18 @@ class Cells:
                 _rmdir(os.path.join(path, folder))
         _rmdir(os.path.join(self.root, spawn_id))
 
-    def was_out_of_memory(self, spawn_id: str, whole: bool = False) -> bool:
-        """Whether the kernel has ended a process of the instance for want of memory, or all of it at once (`whole`, which Linux 5.17
-        began to count), as far as its cgroup tells.
+    def memory_kills(self, spawn_id: str, whole: bool = False) -> int:
+        """How often the kernel has ended a process of the instance for want of memory, or all of it at once (`whole`, which Linux
+        5.17 began to count), as far as its cgroup tells.
         """
         if self.root is None:
-            return False
+            return 0
         try:
             events = _read(os.path.join(self.root, spawn_id, "memory.events"))
         except OSError:
-            return False  # no memory controller is enabled for it
-        counter = "oom_group_kill " if whole else "oom_kill "
-        return any(line.startswith(counter) and not line.endswith(" 0") for line in events.splitlines())
+            return 0  # no memory controller is enabled for it
+        counts = dict(line.split() for line in events.splitlines())
+        return int(counts.get("oom_group_kill" if whole else "oom_kill", 0))
 
     def spawn_ids(self) -> list[str]:
         """All cells that there are."""

@@ -27,6 +27,11 @@ def fields(definition: Definition) -> list[str]:
     return [field for field in CONTROLLERS if getattr(definition, field) is not None]
 
 
+def are_equal(one: Definition, other: Definition) -> bool:
+    """Whether two definitions ask for the same of them."""
+    return all(getattr(one, field) == getattr(other, field) for field in CONTROLLERS)
+
+
 def put(root: str | None, cell: str, definition: Definition) -> None:
     """Has the kernel keep the limits of a definition, and none other, for what is in the cell. Raises `LimitError`."""
     needed = fields(definition)

@@ -472,7 +472,7 @@ class Supervisor:
         """The main process is known to have ended."""
         killed, unseen = end.signal == signal.SIGKILL, end.cause is Cause.UNKNOWN
         # Of an end that nobody saw the cgroup may tell at least that it took everything, the main process with it.
-        if (killed or unseen) and self.cells.was_out_of_memory(instance.spawn_id, whole=unseen):
+        if (killed or unseen) and self.cells.memory_kills(instance.spawn_id, whole=unseen):
             end = replace(end, cause=Cause.OOM, signal=int(signal.SIGKILL))
         self.deliver(instance, machine.Exited(spawn.failed_to_execute(self.report(instance.spawn_id), end) or end))
         reached("end.delivered")

@@ -4,11 +4,12 @@
 """Work that takes several steps and waits in between: rolling instances, walking through levels.
 
 A task is a generator. It yields what it waits for and goes on when that is there; so a long request reads from top to bottom, and
-needs neither threads nor an event loop of its own. What can be waited for is anything with `begin(resume)` and `cancel()`.
+needs neither a thread nor an event loop of its own. What can be waited for is anything with `begin(resume)` and `cancel()`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Callable, Protocol
 
@@ -123,6 +124,37 @@ def paced(pace: Pace, parts: Generator[None, None, Any]) -> Steps:
             return stop.value
         if pace.over():
             yield pace
+
+
+class Aside:
+    """Does what may take long in a thread; the answer is the error that it raised, or None. Cancelled, it is done all the same."""
+
+    def __init__(self, loop: Loop, work: Callable[[], None]) -> None:
+        self._loop = loop
+        self._work = work
+        self._resume: Callable[[Any], None] | None = None
+
+    def begin(self, resume: Callable[[Any], None]) -> None:
+        self._resume = resume
+        try:
+            threading.Thread(target=self._run, daemon=True).start()
+        except RuntimeError as error:  # no more threads
+            self._over(error)
+
+    def cancel(self) -> None:
+        self._resume = None
+
+    def _run(self) -> None:
+        failure: Exception | None = None
+        try:
+            self._work()
+        except Exception as error:
+            failure = error
+        self._loop.from_thread(lambda: self._over(failure))
+
+    def _over(self, failure: Exception | None) -> None:
+        if self._resume is not None:
+            self._resume(failure)
 
 
 class All:
