@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.pm3.fleet.tests.integration.agent import crash_build
 from ansible_collections.pm3.fleet.tests.integration.agent import test_crash_points as shared
-from ansible_collections.pm3.fleet.tests.integration.agent.conftest import until
+from ansible_collections.pm3.fleet.tests.integration.agent.waiting import until
 from soak import LIBRARY, cells, populated, unit
 
 DATA_DIR = Path("/var/lib/pm3")

@@ -13,7 +13,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client, ClientError
 
 from .pumping import Room
+from .waiting import DEADLINE, until
 
 PACKAGE = Path(__file__).resolve().parents[3] / "plugins" / "module_utils" / "pm3"
 
@@ -39,24 +39,12 @@ def unpacked() -> Path:
 
 
 COMMAND = [sys.executable, "-I", "-S", str(unpacked() / "pm3" / "__main__.py")]
-DEADLINE = 20.0  # seconds: only a hang takes that long
 
 
 def descriptors() -> int:
     """How many this process has. What an earlier test has left to be collected, with descriptors of its own, goes first."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Waits for a condition that some other process brings about; gives its value."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.01)
-    raise AssertionError(f"not in {DEADLINE:g} s: {what}")
 
 
 def alive(pid: int) -> bool:

@@ -15,7 +15,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log_index impo
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Tail
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
+from .waiting import DEADLINE
 
 
 class CountingLoop(Loop):
@@ -96,7 +96,7 @@ class Reader:
             late.append("what was waited for did not happen")
             self.loop.stop()
 
-        deadline = self.loop.after(PATIENCE, end)
+        deadline = self.loop.after(DEADLINE, end)
         self.loop.run()
         deadline.cancel()
         assert not late

@@ -21,7 +21,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Lo
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps, Streams
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.log_options import LogOptions
 
-PATIENCE = 60.0  # seconds until a test that waits for an event has failed
+from .waiting import DEADLINE
+
 SOURCES = Path(__file__).parents[3] / "plugins" / "module_utils"
 PLAIN = LogOptions(max_size=0)
 
@@ -158,7 +159,7 @@ class Room:
             self.pumps.drain(streams, done)
         self.until(lambda: not left)
 
-    def until(self, condition: Callable[[], bool], patience: float = PATIENCE) -> None:
+    def until(self, condition: Callable[[], bool], patience: float = DEADLINE) -> None:
         """Runs the loop until `condition` holds; it is asked again every few milliseconds."""
         failed: list[object] = []
 

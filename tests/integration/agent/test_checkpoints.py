@@ -10,7 +10,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.checkpoints im
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.schemas import StoreError
 
-from .conftest import DEADLINE
+from .waiting import DEADLINE
 
 
 @pytest.fixture

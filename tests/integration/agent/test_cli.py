@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import COMMAND, Agent, alive, until
+from .conftest import COMMAND, Agent, alive
+from .waiting import until
 
 SHOP = """
 [web]

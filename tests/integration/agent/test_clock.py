@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from .conftest import until
 from .pumping import everything
 from .test_crash_points import Host, build
 from .test_soak import SOAK
+from .waiting import until
 
 YEAR = 365 * 86_400
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import COMMAND, Agent, alive, until
+from .conftest import COMMAND, Agent, alive
 from .test_agent import environment_of, free_port
+from .waiting import until
 
 Document = dict[str, Any]
 

@@ -24,8 +24,9 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import paths
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import ClientError
 
 from . import crash_build
-from .conftest import COMMAND, PACKAGE, Agent, alive, unpacked, until
+from .conftest import COMMAND, PACKAGE, Agent, alive, unpacked
 from .pumping import everything
+from .waiting import until
 
 # Numbered lines, in bursts; the last one says how many there were. As a signal it is told to end between two of them.
 WRITER = """n=0; trap 'over=1' TERM

@@ -10,7 +10,8 @@ import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import READ, Lag, Loop
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.tasks import All, Pace, Steps, Task
 
-from .conftest import Agent, until
+from .conftest import Agent
+from .waiting import until
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.log_options import LogOptions
 
-from .conftest import PACKAGE, Agent, alive, until
+from .conftest import PACKAGE, Agent, alive
 from .pumping import WRITER, copies, everything, numbers
 from .test_races import keeper_of, without_an_agent
 from .test_rotation import STAMP, plain
+from .waiting import until
 
 KILLS = int(os.environ.get("PM3_FLOOD_KILLS", "12"))
 SEED = int(os.environ.get("PM3_FLOOD_SEED", "0"))

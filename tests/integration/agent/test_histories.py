@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import ClientError
 
-from .conftest import Agent, alive, stack_of, until
+from .conftest import Agent, alive, stack_of
 from .test_agent import at_rest
+from .waiting import until
 
 STEPS = 14
 BUSY = ("spawning", "aborting", "starting", "stopping", "killing", "sweeping", "backoff")

@@ -17,8 +17,9 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import messages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import DEADLINE, Agent, until
+from .conftest import Agent
 from .test_agent import at_rest, descriptors
+from .waiting import DEADLINE, until
 
 KINDS = sorted(set(messages.REQUESTS) - {"kill"})
 ANSWERS = {

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_agent import actions
 from .test_known import known
 from .test_pm3_changes import ended, start
 from .test_roll import rollback
 from .test_upgrade import NEW, OLD, Installed, installed
+from .waiting import until
 
 __all__ = ["installed"]  # a fixture
 

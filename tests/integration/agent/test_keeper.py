@@ -21,7 +21,7 @@ from typing import Any, Callable
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import keeper as keeper_module
 
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
+from .waiting import DEADLINE
 
 AGENT = """
 import array, json, os, signal, socket, sys
@@ -75,7 +75,7 @@ class Agent:
     """An agent as it connected. `tell` lets it run a line."""
 
     def __init__(self, control: socket.socket) -> None:
-        control.settimeout(PATIENCE)
+        control.settimeout(DEADLINE)
         self._control = control
         self._lines = control.makefile("rw")
         self.pid: int = self.tell("os.getpid()")
@@ -105,7 +105,7 @@ class Kept:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "control"))
         self._listener.listen()
-        self._listener.settimeout(PATIENCE)
+        self._listener.settimeout(DEADLINE)
         (folder / "agent.py").write_text(AGENT)
         self.agents: list[Agent] = []
         self.command = [sys.executable, "-I", "-S", str(folder / "agent.py"), str(folder / "control")]
@@ -159,7 +159,7 @@ def all_of(fd: int) -> str:
     """What the pipe gives until everybody has closed it."""
     text = b""
     while True:
-        assert select.select([fd], [], [], PATIENCE)[0]
+        assert select.select([fd], [], [], DEADLINE)[0]
         chunk = os.read(fd, 4096)
         if not chunk:
             return text.decode()
@@ -172,13 +172,13 @@ def locked(data_dir: Path) -> bool:
 
 
 def wait_for_end(pidfd: int) -> None:
-    assert select.select([pidfd], [], [], PATIENCE)[0]
+    assert select.select([pidfd], [], [], DEADLINE)[0]
     os.close(pidfd)
 
 
 def until(condition: Callable[[], bool]) -> None:
     """For what nothing tells us: asks again and again, up to a deadline."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline
 
@@ -200,7 +200,7 @@ def start_time(pid: int) -> int:
 def test_it_goes_into_the_background_and_tells_readiness(kept: Kept) -> None:
     agent = kept.ready_agent()
     assert all_of(kept.ready) == "ready\n"
-    assert kept.starter.wait(PATIENCE) == 0
+    assert kept.starter.wait(DEADLINE) == 0
     process = Path(f"/proc/{kept.pid}")
     assert os.getsid(kept.pid) == os.getpgid(kept.pid) != os.getsid(0)
     assert os.readlink(process / "cwd") == "/"
@@ -219,7 +219,7 @@ def test_it_says_why_the_agent_did_not_come_up(tmp_path: Path) -> None:
     with (tmp_path / "data" / "keeper.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who is told may try again at once
     assert text == "failed: the agent ended with status 1 before it was ready\nthe store is from the future"
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(DEADLINE) == 0
     os.close(ready)
 
 
@@ -234,7 +234,7 @@ def test_a_second_keeper_says_who_is_there(kept: Kept) -> None:
     process, ready = started(kept.data_dir, kept.command)
     message = f"another keeper (pid {kept.pid}) holds {kept.data_dir}/keeper.lock; this ends it and its agent, with all that runs:"
     message += f" PM3_DATA_DIR={kept.data_dir} pm3 kill\n"
-    assert process.communicate(timeout=PATIENCE)[1].decode() == f"pm3: {message}"
+    assert process.communicate(timeout=DEADLINE)[1].decode() == f"pm3: {message}"
     assert process.returncode == 1
     assert all_of(ready) == f"failed: {message}"
     os.close(ready)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
+from .waiting import until
 
 SLEEP = {"command": "sleep 1000", "min_uptime": 1}
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_agent import SLEEP, at_rest, descriptors, environment_of, free_port
 from .test_races import keeper_of
+from .waiting import until
 
 # Takes connections from descriptor 3 on, says who it is, and when asked to end finishes what it has begun.
 SERVER = """

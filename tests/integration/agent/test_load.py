@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import Client
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
+from .waiting import until
 
 # Each takes five descriptors of the agent.
 COUNT = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 6)

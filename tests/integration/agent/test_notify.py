@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_agent import SLEEP, at_rest, descriptors, environment_of
 from .test_listen import dying, upgrade
 from .test_races import keeper_of
+from .waiting import until
 
 # Says what it is told to, line by line, in files `say-1`, `say-2`, … of its folder; `\n` in a line separates fields.
 PROGRAM = """

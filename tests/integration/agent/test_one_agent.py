@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import locks
 
-from .conftest import COMMAND, Agent, alive, until
+from .conftest import COMMAND, Agent, alive
+from .waiting import until
 
 
 def keeper_of(agent: Agent) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
+from .waiting import until
 
 SLEEP = "exec sleep 1000"
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_agent import SLEEP, free_port
+from .waiting import until
 
 SERVER = """
 import http.server, os, socket, sys

@@ -23,8 +23,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import probes
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 
 from .conftest import descriptors
+from .waiting import DEADLINE
 
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -53,7 +53,7 @@ class Server:
             threading.Thread(target=self._serve, args=(connection,)).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(DEADLINE)
         try:
             if self._context is not None:
                 connection = self._context.wrap_socket(connection, server_side=True)
@@ -77,7 +77,7 @@ class Server:
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(PATIENCE)
+        self._thread.join(DEADLINE)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def loop() -> Iterator[Loop]:
     assert errors == []
 
 
-def outcomes(loop: Loop, *urls: str, timeout: float = PATIENCE) -> list[str | None]:
+def outcomes(loop: Loop, *urls: str, timeout: float = DEADLINE) -> list[str | None]:
     """How probes of these addresses, all at once, end."""
     found: dict[int, str | None] = {}
 
@@ -109,13 +109,13 @@ def outcomes(loop: Loop, *urls: str, timeout: float = PATIENCE) -> list[str | No
     for number, url in enumerate(urls):
         probes.probe(loop, url, timeout, lambda failure, number=number: done(number, failure))  # type: ignore[misc]
     assert found == {}  # never from within the call
-    limit = loop.after(PATIENCE + 5, loop.stop)
+    limit = loop.after(DEADLINE + 5, loop.stop)
     loop.run()
     limit.cancel()
     return [found[number] for number in range(len(urls))]
 
 
-def outcome(loop: Loop, url: str, timeout: float = PATIENCE) -> str | None:
+def outcome(loop: Loop, url: str, timeout: float = DEADLINE) -> str | None:
     return outcomes(loop, url, timeout=timeout)[0]
 
 
@@ -126,7 +126,7 @@ def closed_port() -> int:
 
 def until(condition: Callable[[], bool]) -> None:
     """For what nothing tells us: asks again and again, up to a deadline."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline
 
@@ -144,9 +144,9 @@ def test_tcp_reaches_ipv6(loop: Loop) -> None:
     except OSError:
         pytest.skip("this machine has no IPv6")
     assert outcomes(loop, f"tcp://[::1]:{server.port}", f"http://localhost:{server.port}") == [None, None]
-    assert f"Host: localhost:{server.port}".encode() in server.requests.get(timeout=PATIENCE)
+    assert f"Host: localhost:{server.port}".encode() in server.requests.get(timeout=DEADLINE)
     assert outcome(loop, f"http://[::1]:{server.port}/") is None
-    assert f"Host: [::1]:{server.port}\r\n".encode() in server.requests.get(timeout=PATIENCE)
+    assert f"Host: [::1]:{server.port}\r\n".encode() in server.requests.get(timeout=DEADLINE)
     server.close()
 
 
@@ -168,7 +168,7 @@ def test_an_address_that_cannot_be(loop: Loop) -> None:
 def test_the_request(loop: Loop, server: Server) -> None:
     assert outcome(loop, f"http://127.0.0.1:{server.port}/ä b?q=%20#x".replace(" ", "")) == "answered 404"
     assert (
-        server.requests.get(timeout=PATIENCE)
+        server.requests.get(timeout=DEADLINE)
         == (
             f"GET /%C3%A4b?q=%20 HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
             f"User-Agent: pm3/{VERSION}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
@@ -257,7 +257,7 @@ def test_a_host_that_does_not_take_connections(loop: Loop) -> None:
 def test_one_that_hangs_delays_nobody(loop: Loop, server: Server) -> None:
     server.answers["/hangs"] = None
     base = f"http://127.0.0.1:{server.port}"
-    hanging = probes.probe(loop, f"{base}/hangs", PATIENCE, pytest.fail)
+    hanging = probes.probe(loop, f"{base}/hangs", DEADLINE, pytest.fail)
     assert outcomes(loop, *[base] * 50) == [None] * 50
     hanging.cancel()
 
@@ -274,14 +274,14 @@ def test_a_name_is_looked_up_off_the_loop(loop: Loop, server: Server, monkeypatc
         if host != "shop.example" or flags:
             return real(host, port, flags)
         asked.put(threading.current_thread().name)
-        assert answer.wait(PATIENCE)
+        assert answer.wait(DEADLINE)
         return real("127.0.0.1", port, 0)
 
     monkeypatch.setattr(probes, "_look_up", slow)
     found: list[str | None] = []
     url = f"http://shop.example:{server.port}/"
     for _number in range(10):
-        probes.probe(loop, url, PATIENCE, found.append)
+        probes.probe(loop, url, DEADLINE, found.append)
     assert outcome(loop, f"tcp://127.0.0.1:{server.port}") is None
     assert outcome(loop, url, timeout=0.1) == "no answer within 0.1 s"
     assert found == []
@@ -290,9 +290,9 @@ def test_a_name_is_looked_up_off_the_loop(loop: Loop, server: Server, monkeypatc
     while len(found) < 10:
         assert outcome(loop, f"tcp://127.0.0.1:{server.port}") is None
     assert found == [None] * 10
-    assert asked.get(timeout=PATIENCE) != threading.main_thread().name
+    assert asked.get(timeout=DEADLINE) != threading.main_thread().name
     assert asked.qsize() <= 1  # the last one may have come after the answer
-    assert f"Host: shop.example:{server.port}".encode() in server.requests.get(timeout=PATIENCE)
+    assert f"Host: shop.example:{server.port}".encode() in server.requests.get(timeout=DEADLINE)
 
 
 def test_real_names(loop: Loop, server: Server) -> None:
@@ -423,8 +423,8 @@ print(sorted({{"ssl", "http.client", "urllib.parse", "encodings.idna", "asyncio"
 def test_cancelled_is_silent(loop: Loop, server: Server) -> None:
     server.answers["/"] = None
     url = f"http://127.0.0.1:{server.port}"
-    probes.probe(loop, url, PATIENCE, pytest.fail).cancel()
-    waiting = probes.probe(loop, url, PATIENCE, pytest.fail)
+    probes.probe(loop, url, DEADLINE, pytest.fail).cancel()
+    waiting = probes.probe(loop, url, DEADLINE, pytest.fail)
     assert outcome(loop, url, timeout=0.1) is not None
     waiting.cancel()
     waiting.cancel()
@@ -450,7 +450,7 @@ def test_no_descriptor_stays(loop: Loop, server: Server, secure: Server, certifi
     for _turn in range(5):
         for stage in range(10):
             # Each of them left at another stage: before its first step, and after some events of the others.
-            cancel += [probes.probe(loop, url, PATIENCE, lambda _failure: None).cancel for url in kinds]
+            cancel += [probes.probe(loop, url, DEADLINE, lambda _failure: None).cancel for url in kinds]
             if stage:
                 outcome(loop, f"tcp://{plain}")
             if stage % 2:

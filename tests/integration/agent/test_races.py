@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, stack_of, until
+from .conftest import Agent, alive, stack_of
+from .waiting import until
 
 SLEEP = {"command": "sleep 1000", "min_uptime": 50}
 STUBBORN = {"command": "sh -c 'trap \"\" TERM; while :; do sleep 1; done'", "min_uptime": 50}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, until
+from .conftest import Agent
 from .test_agent import SLEEP, actions, environment_of
+from .waiting import until
 
 
 def web(*listed: str, **fields: Any) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_listen import upgrade
+from .waiting import until
 
 LIVES = "sh -c 'exec sleep 1000'"
 QUICK = {"min_uptime": 30}

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import ClientError
 
-from .conftest import Agent, until
+from .conftest import Agent
 from .test_races import processes_of
+from .waiting import until
 
 NAMES = ("web:0", "web:1", "web:2")
 ROUNDS = int(os.environ.get("PM3_ROUNDS", "12"))

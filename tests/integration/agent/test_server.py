@@ -25,8 +25,7 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.server import 
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire import messages
 
 from .conftest import descriptors
-
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
+from .waiting import DEADLINE
 
 # A server in a process of its own, with few descriptors. It counts what its loop calls and what it was told as errors.
 SMALL = """
@@ -91,15 +90,15 @@ class Running:
         """What `function` gives when the loop calls it."""
         answer: queue.Queue[Any] = queue.Queue()
         self.loop.from_thread(lambda: answer.put(function()))
-        return answer.get(timeout=PATIENCE)
+        return answer.get(timeout=DEADLINE)
 
     def taken(self) -> Client:
-        return self.requests.get(timeout=PATIENCE)[2]
+        return self.requests.get(timeout=DEADLINE)[2]
 
     def end(self) -> None:
         self.loop.from_thread(self.server.close)
         self.loop.from_thread(self.loop.stop)
-        self._thread.join(PATIENCE)
+        self._thread.join(DEADLINE)
         self.loop.close()
 
 
@@ -112,7 +111,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 def connected(path: str) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(PATIENCE)
+    client.settimeout(DEADLINE)
     client.connect(path)
     return client
 
@@ -137,7 +136,7 @@ def ask(path: str, request: bytes) -> dict[str, Any]:
 
 def until(condition: Callable[[], bool]) -> None:
     """For what nothing tells us: asks again and again, up to a deadline."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline
 
@@ -206,7 +205,7 @@ def test_what_cannot_be_used_gets_a_sentence(running: Running, request_bytes: by
 
 def test_a_defect_of_the_handler_is_told(running: Running) -> None:
     ask(running.path, b'{"type":"defect"}\n')
-    assert isinstance(running.errors.get(timeout=PATIENCE), LookupError)
+    assert isinstance(running.errors.get(timeout=DEADLINE), LookupError)
 
 
 def test_an_oversize_request_is_read_to_its_end_and_refused(running: Running) -> None:
@@ -272,7 +271,7 @@ def test_a_paused_reader_blocks_itself_only_and_is_told_when_it_reads_again(runn
     with client.makefile("rb") as lines:
         for _line in range(count):
             assert lines.readline().endswith(b"}\n")
-        drained.get(timeout=PATIENCE)
+        drained.get(timeout=DEADLINE)
         running.call(lambda: waiting.finish({"type": "success"}))
         assert lines.read() == b'{"type":"success"}\n'
     client.close()
@@ -294,7 +293,7 @@ def test_who_never_reads_costs_a_bounded_queue(running: Running, monkeypatch: py
         return most
 
     assert running.call(flood) < 6 << 20
-    gone.get(timeout=PATIENCE)
+    gone.get(timeout=DEADLINE)
     assert waiting.closed
     client.close()
 
@@ -310,9 +309,9 @@ def test_leaving_is_noticed_without_a_write(running: Running) -> None:
         waiting.append(running.taken())
         waiting[-1].on_gone = lambda name=name: gone.put(name)  # type: ignore[misc]
     clients[0].close()
-    assert gone.get(timeout=PATIENCE) == "quiet"
+    assert gone.get(timeout=DEADLINE) == "quiet"
     clients[1].close()
-    assert gone.get(timeout=PATIENCE) == "half-closed"
+    assert gone.get(timeout=DEADLINE) == "half-closed"
     assert [one.closed for one in waiting] == [True, True, False]
     running.call(lambda: [one.finish({"type": "success"}) for one in waiting])
     assert answers(clients[2]) == [{"type": "success"}]
@@ -338,7 +337,7 @@ def test_leaving_with_lines_unread_is_noticed(running: Running) -> None:
     waiting.on_gone = lambda: gone.put(None)
     running.call(lambda: [waiting.send({"line": "x" * 1000}) for _line in range(2000)])
     client.close()
-    gone.get(timeout=PATIENCE)
+    gone.get(timeout=DEADLINE)
 
 
 def test_a_request_whose_client_has_left_is_still_done(running: Running) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_doctor import facts
 from .test_races import stored_pids
+from .waiting import until
 
 SLEEP = {"command": "sleep 1000", "min_uptime": 0}
 

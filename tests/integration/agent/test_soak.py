@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, until
+from .conftest import Agent
 from .test_roll import actions, folders, history, reasons, release
+from .waiting import until
 
 SOAK = {"update_once": {"soak": "1h"}}  # for ever, if nothing ends it
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, until
+from .conftest import Agent, alive
 from .test_agent import SLEEP, actions, environment_of
+from .waiting import until
 
 QUICK = {"min_uptime": 0}
 

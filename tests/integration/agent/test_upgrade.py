@@ -20,9 +20,10 @@ import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.wire.client import ClientError
 
 from . import crash_build
-from .conftest import PACKAGE, Agent, unpacked, until
+from .conftest import PACKAGE, Agent, unpacked
 from .test_agent import stack_of
 from .test_crash_points import LINE, WRITER
+from .waiting import until
 
 OLD, NEW = "0" * 16, "1" * 16
 MAIN, STORE, SCHEMAS = "agent/main.py", "agent/store.py", "agent/schemas.py"

@@ -25,9 +25,9 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.spawn import P
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.tasks import Pace, Task
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.usage import MemoryLimits, Meter
 
-from .conftest import Agent, until
+from .conftest import Agent
+from .waiting import DEADLINE, until
 
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
 MB = 1 << 20
 
 # Reads all of its 64 MB, so that they are resident, then forks: nobody writes, so the pages stay common.
@@ -129,9 +129,9 @@ def exceeded(loop: Loop, pids: list[int], limit: int) -> int | None:
 
 def run(loop: Loop) -> None:
     """Until something stops it."""
-    too_late = loop.after(PATIENCE, loop.stop)
+    too_late = loop.after(DEADLINE, loop.stop)
     loop.run()
-    assert too_late.callback is not None, f"nothing came in {PATIENCE:g} s"
+    assert too_late.callback is not None, f"nothing came in {DEADLINE:g} s"
     too_late.cancel()
 
 
@@ -367,7 +367,7 @@ def test_lists_are_whole_while_instances_come_and_go(agent: Agent) -> None:
             until(lambda count=count: count in seen, f"a list shows {count}")
     finally:
         over.set()
-        thread.join(PATIENCE)
+        thread.join(DEADLINE)
     assert not wrong
 
 

@@ -19,8 +19,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Lo
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.wallclock import Timerfd, WallClock
 
 from .conftest import COMMAND, PACKAGE
+from .waiting import DEADLINE
 
-PATIENCE = 20.0  # seconds until a test that waits for an event has failed
 SECOND = 10**9  # nanoseconds
 BINDINGS = [name for name in ("_by_python", "_by_ctypes") if name != "_by_python" or hasattr(os, "timerfd_create")]
 
@@ -46,9 +46,9 @@ def loop() -> Iterator[Loop]:
 
 def run(loop: Loop) -> None:
     """Until something stops it."""
-    too_late = loop.after(PATIENCE, loop.stop)
+    too_late = loop.after(DEADLINE, loop.stop)
     loop.run()
-    assert too_late.callback is not None, f"nothing came in {PATIENCE:g} s"
+    assert too_late.callback is not None, f"nothing came in {DEADLINE:g} s"
     too_late.cancel()
 
 
@@ -82,7 +82,7 @@ def test_a_timer_is_read_when_the_clock_has_reached_it(binding: str, monkeypatch
         when = time.time_ns() + SECOND // 50
         assert not timer.set(when)
         assert not timer.read()  # does not wait
-        assert select.select([timer.fd], [], [], PATIENCE)[0]
+        assert select.select([timer.fd], [], [], DEADLINE)[0]
         assert time.time_ns() >= when
         assert not timer.read()
         assert not select.select([timer.fd], [], [], 0)[0]
@@ -97,7 +97,7 @@ def test_a_timer_is_read_when_the_clock_has_reached_it(binding: str, monkeypatch
         assert facts["clockid"] == str(time.CLOCK_REALTIME)
         assert int(facts["settime flags"], 8) == 3
         until = float(facts["it_value"].strip("()").split(",")[0])
-        assert abs(until - (4_000_000_000 - time.time())) < PATIENCE
+        assert abs(until - (4_000_000_000 - time.time())) < DEADLINE
     finally:
         timer.close()
 

@@ -28,8 +28,8 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Lo
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.watches import Watches
 
 from .conftest import descriptors
+from .waiting import DEADLINE
 
-PATIENCE = 30.0  # seconds until a test that waits for an event has failed
 PACKAGES = Path(__file__).resolve().parents[3] / "plugins" / "module_utils"
 
 
@@ -81,7 +81,7 @@ class Bench:
             late.append(f"told so far: {self.told}, said: {self.said}")
             self.loop.stop()
 
-        timer = self.loop.after(PATIENCE, too_late)
+        timer = self.loop.after(DEADLINE, too_late)
         self.loop.run()
         timer.cancel()
         assert not self.errors, self.errors

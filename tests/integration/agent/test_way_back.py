@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, until
+from .conftest import Agent
 from .test_races import processes_of
 from .test_roll import actions, folders, history, release, rollback
+from .waiting import until
 
 
 def gated(
