@@ -113,10 +113,10 @@ def test_a_broken_copy_leaves_the_old_one_alone(agent: Agent) -> None:
 
 def test_a_program_that_reads_its_files_anew_gets_its_signal(agent: Agent) -> None:
     (agent.folder / "app.py").write_text(
-        "import signal, time\n"
-        "signal.signal(1, lambda *_: print('read anew', flush=True))\n"
+        "import signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [1])\n"
         "print('up', flush=True)\n"
-        "while True: time.sleep(60)"
+        "while signal.sigwait([1]): print('read anew', flush=True)"
     )
     before = up(agent, web={"command": "python3 app.py", "reload_signal": "HUP"})
     until(lambda: agent.log("web-out") == "up\n", "it is up")
@@ -171,9 +171,9 @@ def test_a_signal_goes_to_the_program_alone(agent: Agent) -> None:
     (agent.folder / "app.py").write_text(
         "import os, signal, time\n"
         "if os.fork() == 0: time.sleep(1000)\n"
-        "signal.signal(10, lambda *_: print('got', flush=True))\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [10])\n"
         "print('up', flush=True)\n"
-        "while True: time.sleep(60)"
+        "while signal.sigwait([10]): print('got', flush=True)"
     )
     up(agent, web={"command": "python3 app.py", "instances": 2, "group": "front"})
     until(lambda: agent.log("web:0-out") == agent.log("web:1-out") == "up\n", "they are up")

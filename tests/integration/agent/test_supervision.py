@@ -212,11 +212,10 @@ def test_a_check_command_ends_with_its_instance(agent: Agent) -> None:
 
 def test_a_stop_command_instead_of_a_signal(agent: Agent) -> None:
     (agent.folder / "app.py").write_text(
-        "import signal, time\n"
-        "signal.signal(15, lambda *_: print('term', flush=True))\n"
-        "signal.signal(10, lambda *_: exit(0))\n"
+        "import signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [10, 15])\n"
         "print('up', flush=True)\n"
-        "while True: time.sleep(60)"
+        "while signal.sigwait([10, 15]) != 10: print('term', flush=True)"
     )
     pid = started(agent, command="python3 app.py", stop_command="echo asked >asked; kill -USR1 $PM3_PID")["pid"]
     until(lambda: agent.log("web-out") == "up\n", "it is ready")
