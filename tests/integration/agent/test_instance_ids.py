@@ -113,6 +113,17 @@ def test_to_none_and_back(agent: Agent) -> None:
     shown = agent.ask("snapshot", names=["web"])
     assert (shown["instances"], shown["definitions"]["shop"]["web"]["instance_ids"]) == ([], [])
     assert agent.ask("snapshot", names=["wep"])["message"].startswith("process or group not found: wep")
+    for command, said in {
+        "stop": "stopped",
+        "restart": "restarted",
+        "reload": "reloaded",
+        "flush": "flushed logs",
+    }.items():
+        assert agent.ask(command, names=["web"])["message"] == f"{said}: "
+    assert agent.pm3("log", "web").stdout == ""
+    for question in ({"kind": "info"}, {"kind": "signal", "signal": "HUP"}):
+        assert agent.ask(**question, name="web")["message"] == "process 'web' has no instance here"
+    assert agent.ask("stop", names=["wep"])["message"] == "process or group not found: wep; did you mean web?"
     agent.crash()
     assert agent.pids() == {}
     assert applied(agent, 5) == {"web:5": "created"}

@@ -36,6 +36,7 @@ class Changes:
     def __init__(self, supervisor: Supervisor, projects: Projects, work: Work, data_dir: str) -> None:
         self._supervisor = supervisor
         self._projects = projects
+        self._selection = selection.Selection(supervisor, projects)
         self._work = work
         self._dump = os.path.join(data_dir, dump.NAME)
 
@@ -119,7 +120,7 @@ class Changes:
                 self._supervisor.remove(one)
 
     def stop(self, request: Document, peer: Peer, client: Client) -> None:
-        targets = selection.with_dependents(self._supervisor, request["names"])
+        targets = self._selection.with_dependents(request["names"])
         running = [one for one in targets if not walks.rests(one)]
         self._unwant(targets, request, peer)
 
@@ -133,8 +134,8 @@ class Changes:
         """Stops at once, and forgets when it is its turn: what is under way may still count on it. What depends on it is stopped, too."""
         if not request["names"]:
             raise Refused("delete needs the names of what is to be forgotten")
-        leaving = selection.named(self._supervisor, request["names"])
-        targets = selection.with_dependents(self._supervisor, request["names"])
+        leaving = self._selection.named(request["names"])
+        targets = self._selection.with_dependents(request["names"])
         self._unwant(targets, request, peer)
 
         def steps() -> Steps:
@@ -197,7 +198,7 @@ class Changes:
 
     def _to_restart(self, names: Sequence[str] | None) -> list[Instance]:
         """What is named, and what depends on it; but a dependent that was stopped on purpose stays so (I3)."""
-        named = selection.named_or_all(self._supervisor, names)
+        named = self._selection.named_or_all(names)
         dependents = [one for one in walks.with_dependents(self._supervisor, named) if one.wanted]
         return selection.ordered({*named, *dependents})
 
@@ -205,7 +206,7 @@ class Changes:
         from .reload import Reload
 
         def steps() -> Steps:
-            targets = selection.named_or_all(self._supervisor, request["names"])
+            targets = self._selection.named_or_all(request["names"])
             reload = Reload(self._supervisor, targets, request["path"])
             yield from reload.steps()
             failed = ", ".join(sorted(reload.failed))
@@ -218,7 +219,7 @@ class Changes:
                     {**messages.success(done + f" (failed: {failed})" * bool(failed)), "failed": reload.failed}
                 )
 
-        self._in_turn_of(selection.named_or_all(self._supervisor, request["names"]), steps, client)
+        self._in_turn_of(self._selection.named_or_all(request["names"]), steps, client)
 
     def _in_turn_of(self, targets: Sequence[Instance], steps: Callable[[], Steps], client: Client) -> None:
         self._work.in_turn({one.project for one in targets}, {one.process for one in targets}, steps, client)
@@ -229,13 +230,13 @@ class Changes:
             sent = kinds.SIGNAL.check(said)
         except Unfit:
             raise Refused(f"invalid signal: {said}") from None
-        silent = [one for one in selection.named(self._supervisor, [name]) if not self._supervisor.tell(one, sent)]
+        silent = [one for one in self._selection.one_or_more(name) if not self._supervisor.tell(one, sent)]
         if silent:
             raise Refused("; ".join(f"process '{one.name}' is not running" for one in silent))
         client.finish(messages.success(f"sent {said} to '{name}'"))
 
     def flush(self, request: Document, _peer: Peer, client: Client) -> None:
-        targets = selection.named_or_all(self._supervisor, request["names"])
+        targets = self._selection.named_or_all(request["names"])
 
         def done(problems: list[str]) -> None:
             said = "; ".join(problems)

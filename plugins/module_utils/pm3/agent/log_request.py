@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..wire import messages
-from . import selection
 from .follower import Follower
 from .instance import Instance
 from .log_file import File
 from .logs import Tail, rfc3339
+from .selection import Selection
 from .server import Client
 from .supervisor import Supervisor
 from .work import Refused
@@ -28,13 +28,15 @@ _MOST_LINES = 10_000  # pm3's cap
 class LogRequest:
     """One client's reading. It ends with the client."""
 
-    def __init__(self, supervisor: Supervisor, request: Mapping[str, Any], client: Client) -> None:
+    def __init__(
+        self, supervisor: Supervisor, selection: Selection, request: Mapping[str, Any], client: Client
+    ) -> None:
         """Raises `Refused`."""
         self._supervisor = supervisor
         self._request = request
         self._client = client
         self._names = [*(request["names"] or ()), *([request["name"]] if request["name"] is not None else ())]
-        found = selection.named_or_all(supervisor, self._names or None)
+        found = selection.named_or_all(self._names or None)
         self._shown = {one.name for one in found}
         self._follower: Follower | None = None
         files = [file for one in found for file in self._files(one)]

@@ -9,16 +9,17 @@ listening: what it began is carried through.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Callable
 
 from ..model.problems import DefinitionError, Unfit
 from ..wire import messages
-from . import known, selection, views, walks
+from . import known, views, walks
 from .changes import Changes
 from .instance import Instance
 from .projects import Projects
 from .runs import Runs
+from .selection import Selection, ordered
 from .server import Client, Peer
 from .supervisor import Supervisor
 from .tasks import Pace, Steps
@@ -43,6 +44,7 @@ class Requests:
         self._hello = hello
         self._shutdown = shutdown
         self._projects = Projects(supervisor.store)
+        self._selection = Selection(supervisor, self._projects)
         self.work = Work(supervisor)
         self._meter = Meter()
         self.changes = changes = Changes(supervisor, self._projects, self.work, data_dir)
@@ -86,14 +88,14 @@ class Requests:
 
     def _list(self, _request: Document, _peer: Peer, client: Client) -> None:
         def steps() -> Steps:
-            found = selection.ordered(self._supervisor.instances.values())
+            found = ordered(self._supervisor.instances.values())
             shown = yield from self._shown(found, lambda one, used: views.process(self._supervisor, one, used))
             client.finish({"type": "process_list", "processes": shown})
 
         self.work.run(steps, client)
 
     def _info(self, request: Document, _peer: Peer, client: Client) -> None:
-        found = selection.named(self._supervisor, [request["name"]])
+        found = self._selection.one_or_more(request["name"])
 
         def steps() -> Steps:
             details = yield from self._shown(found, lambda one, used: views.detail(self._supervisor, one, used))
@@ -163,20 +165,13 @@ class Requests:
         return self._supervisor.instances.get(instance.name) is instance
 
     def _selected(self, project: str | None, names: Sequence[str] | None) -> list[Instance]:
-        found = selection.named_or_all(self._supervisor, [*self._inhabited(names)] if names else None)
+        found = self._selection.named_or_all(names or None)
         return [one for one in found if project is None or one.project == project]
-
-    def _inhabited(self, names: Sequence[str]) -> Iterator[str]:
-        """Names without those of processes that are defined to have no instance here: there is nothing to find of them."""
-        for name in names:
-            defined = [one.definitions.get(name) for one in self._projects.of(None).values()]
-            if name in self._supervisor.instances or not any(one and one.instance_ids == () for one in defined):
-                yield name
 
     def _log(self, request: Document, _peer: Peer, client: Client) -> None:
         from .log_request import LogRequest  # a healthy agent does without
 
-        LogRequest(self._supervisor, request, client)
+        LogRequest(self._supervisor, self._selection, request, client)
 
     def _of_owner(self, then: Callable[[Document, Peer, Client], None]) -> Callable[[Document, Peer, Client], None]:
         """Takes a request to the project that owns the processes which it names without defining them."""

@@ -14,6 +14,7 @@ from ..model.plan import instance_names
 from ..model.problems import nearest
 from . import walks
 from .instance import Instance
+from .projects import Projects
 from .supervisor import Supervisor
 from .work import Refused
 
@@ -22,36 +23,56 @@ def ordered(instances: Iterable[Instance]) -> list[Instance]:
     return sorted(instances, key=lambda one: natural(one.name))
 
 
-def named(supervisor: Supervisor, names: Iterable[str]) -> list[Instance]:
-    """The instances that names mean. Raises `Refused` for a name that is none."""
-    everything = supervisor.instances
-    found: dict[str, Instance] = {}
-    for name in names:
-        if name in everything:
-            matches = [everything[name]]
-        else:
-            matches = [one for one in everything.values() if one.process == name]
-            matches = matches or [one for one in everything.values() if one.definition.group == name]
-        if not matches:
-            known = {
-                word for one in everything.values() for word in (one.name, one.process, one.definition.group) if word
-            }
-            meant = nearest(name, known)
-            raise Refused(f"process or group not found: {name}" + (f"; did you mean {meant}?" if meant else ""))
-        found.update((one.name, one) for one in matches)
-    return ordered(found.values())
+class Selection:
+    """The instances that names mean at this moment. A process that is defined to have none here means none, and is no mistake."""
 
+    def __init__(self, supervisor: Supervisor, projects: Projects) -> None:
+        self._supervisor = supervisor
+        self._projects = projects
 
-def named_or_all(supervisor: Supervisor, names: Sequence[str] | None) -> list[Instance]:
-    """Those that are named; without names, which is not the same as no name at all, everything (spec: pm3.md, section 6.2)."""
-    return named(supervisor, names) if names is not None else ordered(supervisor.instances.values())
+    def named(self, names: Iterable[str]) -> list[Instance]:
+        """Raises `Refused` for a name that is none."""
+        everything = self._supervisor.instances
+        found: dict[str, Instance] = {}
+        for name in names:
+            if name in everything:
+                matches = [everything[name]]
+            else:
+                matches = [one for one in everything.values() if one.process == name]
+                matches = matches or [one for one in everything.values() if one.definition.group == name]
+            if not matches and name not in self._uninhabited():
+                raise Refused(f"process or group not found: {name}{self._hint(name)}")
+            found.update((one.name, one) for one in matches)
+        return ordered(found.values())
 
+    def one_or_more(self, name: str) -> list[Instance]:
+        """As `named`, where an answer is about an instance. Raises `Refused` also if there is none here."""
+        found = self.named([name])
+        if not found:
+            raise Refused(f"process '{name}' has no instance here")
+        return found
 
-def with_dependents(supervisor: Supervisor, names: Sequence[str] | None) -> list[Instance]:
-    """What is named, and what depends on it."""
-    if names is None:
-        return ordered(supervisor.instances.values())
-    return ordered(walks.with_dependents(supervisor, named(supervisor, names)))
+    def named_or_all(self, names: Sequence[str] | None) -> list[Instance]:
+        """Those that are named; without names, which is not the same as no name at all, everything (spec: pm3.md, section 6.2)."""
+        return self.named(names) if names is not None else ordered(self._supervisor.instances.values())
+
+    def with_dependents(self, names: Sequence[str] | None) -> list[Instance]:
+        """What is named, and what depends on it."""
+        if names is None:
+            return ordered(self._supervisor.instances.values())
+        return ordered(walks.with_dependents(self._supervisor, self.named(names)))
+
+    def _uninhabited(self) -> set[str]:
+        """Names and groups of the processes that are defined to have no instance here."""
+        revisions = self._projects.of(None).values()
+        defined = [entry for one in revisions for entry in one.definitions.items() if entry[1].instance_ids == ()]
+        return {word for name, one in defined for word in (name, one.group) if word}
+
+    def _hint(self, name: str) -> str:
+        everything = self._supervisor.instances.values()
+        known = {word for one in everything for word in (one.name, one.process, one.definition.group) if word}
+        meant = nearest(name, known | self._uninhabited())
+        return f"; did you mean {meant}?" if meant else ""
 
 
 def chosen(
