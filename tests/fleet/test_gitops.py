@@ -24,6 +24,8 @@ from hosts import Fleet
 HOST = "app4"
 GUIDE = CHECKOUT / "docs" / "fleet.md"
 PATIENCE = 120.0
+# Without the run that comes a minute after the boot, in the midst of whatever is tested then.
+TIMER = "[Timer]\nOnBootSec=\nOnActiveSec=1s\n"
 SHOP = """
 [web]
 command = "sleep 1000000"
@@ -124,6 +126,8 @@ def pulling(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         + shlex.quote(REQUIREMENTS)
         + " > requirements.yml"
     )
+    timer = "/etc/systemd/system/pm3-gitops.timer.d"
+    one.sh(f"mkdir {timer} && printf %s {shlex.quote(TIMER)} > {timer}/first-alone.conf")
     yield one
     fleet.reset(HOST)
 
@@ -142,7 +146,8 @@ def test_what_a_host_lacks_is_told(pulling: Pulling) -> None:
     assert "venv is missing on this host" in bare.stdout
     foreseen = pulling.set_up("--check")
     assert foreseen.returncode == 0, foreseen.stdout
-    assert pulling.sh("ls -d /var/lib/pm3-gitops /etc/systemd/system/pm3-gitops.* 2>/dev/null || true") == ""
+    units = "/etc/systemd/system/pm3-gitops"
+    assert pulling.sh(f"ls -d /var/lib/pm3-gitops {units}.service {units}.timer 2>/dev/null || true") == ""
 
 
 def test_a_host_converges_by_itself(pulling: Pulling) -> None:
