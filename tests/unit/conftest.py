@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import hypothesis
+from ansible_collections.pm3.fleet.tests.unit.examples import examples
 
 # How long an example takes says something of the machine, and nothing of the code.
-with contextlib.suppress(ImportError):
-    import hypothesis
-    from ansible_collections.pm3.fleet.tests.unit.examples import examples
-
-    hypothesis.settings.register_profile("any machine", deadline=None, max_examples=examples())
-    hypothesis.settings.load_profile("any machine")
+hypothesis.settings.register_profile("any machine", deadline=None, max_examples=examples())
+hypothesis.settings.load_profile("any machine")

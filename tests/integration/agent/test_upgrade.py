@@ -89,7 +89,7 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
     one = Installed(tmp_path)
     one.install(OLD)
     one.link("current", OLD)
-    one.up(PM3_UPGRADE_SECONDS="3")
+    one.up(PM3_UPGRADE_SECONDS="8")
     one.begin_with_something()
     yield one
     one.end()
@@ -184,8 +184,8 @@ def next_schema(package: Path) -> None:
     [
         (broken_at_import, r"(?s)it ended before it was ready.*ImportError: no such thing"),
         (ends_at_once, r"(?s)it ended before it was ready.*it is a bad day"),
-        (hangs, r"it was not ready in 3 s"),
-        (hangs_when_it_answers, r"it was not ready in 3 s"),
+        (hangs, r"it was not ready in 8 s"),
+        (hangs_when_it_answers, r"it was not ready in 8 s"),
         (dies_in_the_midst, r"(?s)it ended before it was ready.*it was me"),
         (changes_the_store_and_dies, r"(?s)it ended before it was ready.*it was me"),
     ],
