@@ -375,7 +375,7 @@ def test_what_is_removed_in_the_middle_of_a_list_is_left_out(loop: Loop) -> None
     there = {name: SimpleNamespace(name=name, spawn_id=name, running=None) for name in "abc"}
     requests: Any = object.__new__(Requests)  # this part of it needs no more than that
     requests._supervisor = SimpleNamespace(
-        loop=loop, instances=dict(there), survey=Cells(loop, None, "/run").survey, flush=lambda: None
+        loop=loop, instances=dict(there), survey=Cells(loop, None, "/run").survey, ledger=SimpleNamespace(flush=list)
     )
     requests._meter = Meter()
 

@@ -47,7 +47,7 @@ class Adoption:
         for record in records:
             if record.wanted and is_cut_off(record.life):
                 cut_off.append(record.name)
-            supervisor.reserve(record.spawn_id)
+            supervisor.ledger.reserve(record.spawn_id)
             unknown.discard(record.spawn_id)
             if record.boot == self._boot:
                 self._adopt(record, left.pop(record.spawn_id, []))
@@ -57,14 +57,14 @@ class Adoption:
                 instance.redefine(record.definition)
                 supervisor.add(instance)
             else:
-                supervisor.forget(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
+                supervisor.ledger.forget(record.name)  # started by hand: a reboot forgets it (spec: pm3.md, section 10)
         supervisor.sockets.restore(supervisor.instances.values(), kept)
         for spawn_id in {*left, *unknown}:
-            supervisor.reserve(spawn_id)
+            supervisor.ledger.reserve(spawn_id)
             copied = supervisor.instances.get(supervisor.pumps.copied(spawn_id) or "")
             self._end_strangers(spawn_id, left.get(spawn_id, []), copied, lambda: None)
         reached("adoption.adopted")
-        supervisor.flush()
+        supervisor.ledger.flush()
         return [supervisor.instances[name] for name in cut_off if name in supervisor.instances]
 
     def _adopt(self, record: Record, fds: list[int]) -> None:

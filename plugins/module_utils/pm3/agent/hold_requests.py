@@ -42,7 +42,7 @@ def answer(supervisor: Supervisor, projects: Projects, request: Document, uid: i
     except StoreError as error:
         raise Refused(str(error)) from None
     finally:
-        supervisor.checkpoint()
+        supervisor.ledger.checkpoint()
 
 
 def _known(supervisor: Supervisor, projects: Projects) -> Known:

@@ -13,12 +13,24 @@ import os
 
 from ..model import checks, words
 from ..model.life import Check, End, Work
+from ..model.problems import DefinitionError, Unfit
 from . import accounts, environment
 from .instance import Instance
+from .limits import LimitError
+from .sockets import ListenError
 from .spawn import Launch, SpawnError
 
 _SHELL = ("/bin/sh", "-c")
 _FOLDERS = ("/usr/bin", "/bin")
+OBSTACLES = (
+    SpawnError,
+    accounts.AccountError,
+    LimitError,
+    ListenError,
+    DefinitionError,
+    Unfit,
+    OSError,
+)  # that prevent a start
 
 
 def program(instance: Instance) -> Launch:
@@ -44,6 +56,11 @@ def check(instance: Instance, kind: Check) -> Launch | None:
 
 def account(instance: Instance) -> accounts.Account:
     return accounts.find(instance.definition.user)
+
+
+def reason(error: Exception) -> str:
+    """An obstacle in a sentence."""
+    return error.problems[0].message if isinstance(error, DefinitionError) else str(error)
 
 
 def _launch(instance: Instance, argv: list[str], more: dict[str, str]) -> Launch:

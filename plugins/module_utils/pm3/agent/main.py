@@ -310,7 +310,7 @@ class Agent:
                 self._supervisor.remove(instance)
         self._supervisor.sockets.close()
         reached("agent.rests")
-        self._supervisor.flush()
+        self._supervisor.ledger.flush()
         self._store.set("ended", "orderly")
         reached("agent.ended")
         self._store.close()
@@ -356,7 +356,7 @@ class Agent:
             "interrupted: the agent becomes the installed version, and then goes on with this; ask again"
         )
         self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={int(began * 1_000_000)}")
-        self._supervisor.flush()
+        self._supervisor.ledger.flush()
         self._pumps.close()
         reached("upgrade.closed")
         kept = {

@@ -76,7 +76,7 @@ class Requests:
     def handle(self, document: Document, peer: Peer, client: Client) -> None:
         """One request. Raises `messages.Malformed`."""
         request = messages.check(document)
-        self._supervisor.flush()  # nobody is told what a crash could still undo
+        self._supervisor.ledger.flush()  # nobody is told what a crash could still undo
         try:
             self._do[request["type"]](request, peer, client)
         except DefinitionError as error:
@@ -158,7 +158,7 @@ class Requests:
             running = one.running
             used = self._meter.read(one.spawn_id, running, survey(one.spawn_id, running)) if running else None
             shown.append(show(one, used))
-        self._supervisor.flush()  # what has changed meanwhile
+        self._supervisor.ledger.flush()  # what has changed meanwhile
         return shown
 
     def _is_there(self, instance: Instance) -> bool:

@@ -11,59 +11,33 @@ another agent goes on with it where this one died.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..model import definition as definitions
-from ..model import difference, loading, pins, rows
+from ..model import rows
 from ..model import update as updates
-from ..model.definition import Definition, Effect
-from ..model.plan import Action, Change, Plan, State, plan_in_parts
-from ..model.problems import DefinitionError, Problem, Unfit
+from ..model.plan import Action, Plan, State
+from ..model.problems import DefinitionError
 from ..wire import messages
-from . import known, places, views, walks
+from . import places, views, walks, wishes
 from .apply import Apply
-from .changes import cpus
+from .plans import Plans
 from .points import reached
 from .projects import Projects
+from .results import Result
 from .schemas import StoreError
 from .server import Client, Peer
 from .store import Revision
 from .supervisor import Supervisor
-from .tasks import Pace, Steps, paced
+from .tasks import Pace, Steps
+from .wishes import Wish
 from .work import Work
 
 Document = dict[str, Any]
 
-_UNTOUCHED = (Action.NONE.value, Action.SKIPPED.value)
 _IN_PLACE = "nothing can go back: the definitions are the same, and files that were changed in place are not kept"
 _JOINED = (State.PRESENT, State.STOPPED, State.ABSENT)  # states that are the same wish when they are wished twice
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What somebody wants a project to be."""
-
-    project: str
-    definitions: Mapping[str, Definition]
-    state: State = State.PRESENT
-    prune: bool = True
-    only: tuple[str, ...] | None = None
-    gone: tuple[str, ...] = ()  # processes that are to go although nothing is pruned
-    demanded: tuple[str, ...] = ()  # named by somebody: they start without `autostart`, too
-    take_over: bool = False
-    retry_failed: bool = True
-    once: Mapping[str, Any] = field(default_factory=dict)  # keys of `update` for this run, whatever the definitions say
-    label: str | None = None
-    origin: int | None = None  # the revision that this brings back
-    path: str | None = None
-    uid: int | None = None
-    resting: Collection[str] | None = None  # of a run that is gone on with: what had been stopped when it began
-
-    def same(self, other: Wish) -> bool:
-        facts = (self.definitions, self.state, self.prune, self.only, self.origin, self.label)
-        return facts == (other.definitions, other.state, other.prune, other.only, other.origin, other.label)
 
 
 class Run:
@@ -99,6 +73,8 @@ class Runs:
     def __init__(self, supervisor: Supervisor, projects: Projects, work: Work) -> None:
         self._supervisor = supervisor
         self._projects = projects
+        self._wishes = wishes.Wishes(supervisor, projects)
+        self._plans = Plans(supervisor, projects)
         self._work = work
         self._runs: dict[str, list[Run]] = {}  # of each project those that are not over, in their order
 
@@ -108,12 +84,12 @@ class Runs:
         pace = Pace(self._supervisor.loop)
 
         def steps() -> Steps:
-            desired = yield from _desired(request, pace, self._staying(request))
-            wish = yield from self._wish(request, desired, pace, peer.uid)
-            found = yield from self._planned(wish, pace)
-            self._refuse_what_failed(wish)
-            beyond = self._beyond(wish)
-            predicted = [self._foreseen(change, found.state) for change in found.rows]
+            desired = yield from wishes.desired(request, pace, self._wishes.staying(request))
+            wish = yield from self._wishes.of(request, desired, pace, peer.uid)
+            found = yield from self._plans.of(wish, pace)
+            self._wishes.refuse_what_failed(wish)
+            beyond = self._wishes.beyond(wish)
+            predicted = [self._plans.foreseen(change, found.state) for change in found.rows]
             if pace.over():
                 yield pace
             document = self._begun(wish, found, predicted).document(request)
@@ -128,11 +104,11 @@ class Runs:
 
         def first() -> Steps:
             yield pace  # its text was large, if it is much
-            desired = yield from _desired(request, pace, self._staying(request))
-            wish = yield from self._wish(request, desired, pace, peer.uid)
+            desired = yield from wishes.desired(request, pace, self._wishes.staying(request))
+            wish = yield from self._wishes.of(request, desired, pace, peer.uid)
             # Mistakes are told at once, also where the project is busy.
-            yield from self._planned(wish, pace)
-            self._refuse_what_is_beyond(wish)
+            yield from self._plans.of(wish, pace)
+            self._wishes.refuse_what_is_beyond(wish)
             under_way = next(reversed(self._runs.get(wish.project, [])), None)
             if under_way is not None and self._is_the_same(under_way, wish):
                 self._join(under_way, request, client)
@@ -142,7 +118,7 @@ class Runs:
 
             def steps() -> Steps:
                 # As it is now, not as it was when this was asked: what went before may have changed it.
-                run.wish = yield from self._wish(request, desired, pace, peer.uid)
+                run.wish = yield from self._wishes.of(request, desired, pace, peer.uid)
                 result = yield from self._run(run)
                 return result.document(request)
 
@@ -157,7 +133,7 @@ class Runs:
             if current is None or current.revision != body.get("revision"):
                 self._supervisor.store.set_run(project, None)
                 continue
-            wish = _resumed(current, body)
+            wish = wishes.from_store(current, body)
             self._supervisor.diagnose(
                 f"project {project}: goes on with revision {current.revision}, which was being applied"
             )
@@ -200,133 +176,18 @@ class Runs:
 
     def _tell_what_began(self, wish: Wish, request: Document, client: Client) -> Steps:
         pace = Pace(self._supervisor.loop)
-        found = yield from self._planned(wish, pace)
+        found = yield from self._plans.of(wish, pace)
         everything = self._supervisor.instances
         begun = [views.row(self._supervisor, one, everything.get(one.name)) for one in found.rows]
         client.finish(self._begun(wish, found, begun, in_progress=True).document(request))
 
-    def _begun(self, wish: Wish, found: Plan, made: list[rows.Row], in_progress: bool = False) -> _Result:
+    def _begun(self, wish: Wish, found: Plan, made: list[rows.Row], in_progress: bool = False) -> Result:
         """What is going to be said of a run, as far as that is known before its end."""
         current = self._projects.current(wish.project)
         number, label = (current.revision, current.label) if current is not None else (0, None)
-        if self._is_new(wish, found):
+        if self._plans.is_new(wish, found):
             number, label = number + 1, wish.label
-        return _Result(wish, found, made, number, label, current, in_progress)
-
-    # What is wished
-
-    def _wish(self, request: Document, desired: Mapping[str, Definition], pace: Pace, uid: int | None) -> Steps:
-        """What the request asks for at this moment. `desired` are the definitions that it brings."""
-        project = str(request["project"])
-        rules = {"take_over": request["take_over"], "retry_failed": request["retry_failed"]}
-        common = {**rules, "path": request["path"], "uid": uid, "once": _once(request["update_once"])}
-        if request["rollback_to"] is not None or request["rollback_from"] is not None:
-            return self._wish_back(project, request, common)
-        now = known.definitions(request, self._projects, self._supervisor.instances.values())
-        definitions_now = {**desired, **(yield from paced(pace, now))}
-        staying = self._staying(request)
-        circular = known.circular(definitions_now, staying) if staying else []
-        if circular:
-            raise DefinitionError(circular)
-        only = tuple(request["only"]) if request["only"] is not None else None
-        state, prune, named = State(request["state"]), request["prune"], tuple(request["known"])
-        return Wish(project, definitions_now, state, prune, only, demanded=named, label=request["label"], **common)
-
-    def _staying(self, request: Document) -> Mapping[str, Definition]:
-        """What is defined in the project and stays so, whether the request brings it or not."""
-        prunes = request["prune"] and request["only"] is None
-        return {} if prunes else self._projects.definitions(request["project"])
-
-    def _wish_back(self, project: str, request: Document, common: Document) -> Wish:
-        if request["definitions"]:
-            raise DefinitionError([Problem("give either definitions or a revision to go back to")])
-        if request["rollback_from"] is not None and not request["rollback_to"] and not self._projects.current(project):
-            return Wish(project, {}, prune=False, **common)  # what never came here has gone
-        target, current = self._projects.back_to(project, request["rollback_to"], request["rollback_from"])
-        if target is None:
-            return Wish(project, current.definitions, label=current.label, origin=current.origin, **common)
-        back = _brought_back(target)
-        return Wish(project, back, label=request["label"] or target.label, origin=target.revision, **common)
-
-    def _planned(self, wish: Wish, pace: Pace) -> Steps:
-        there = list(self._supervisor.instances.values()) if wish.state is State.PRESENT else []
-        stale = yield from paced(pace, self._supervisor.fingerprints.stale(there, wish.definitions))
-        actual, current = self._supervisor.actual(stale), self._projects.definitions(wish.project)
-        parts = plan_in_parts(
-            wish.project,
-            wish.definitions,
-            actual,
-            cpus=cpus(),
-            current=current,
-            state=wish.state,
-            prune=wish.prune,
-            only=wish.only,
-            demanded=wish.demanded,
-            gone=wish.gone,
-            held=self._supervisor.holds.among(wish.project, [*wish.definitions, *current], actual),
-            take_over=wish.take_over,
-        )
-        found: Plan = yield from paced(pace, parts)
-        if wish.resting is not None:
-            # Somebody has stopped these since the run began, and nothing but a start or an apply undoes that (I3).
-            resting = self._resting(found)
-            kept = [
-                _left_stopped(row) if row.name in resting and row.name not in wish.resting else row
-                for row in found.rows
-            ]
-            found = replace(found, rows=tuple(kept))
-        return found
-
-    def _resting(self, found: Plan) -> set[str]:
-        """What the plan starts that somebody had stopped."""
-        everything = self._supervisor.instances
-        started = (row.name for row in found.rows if row.action is Action.STARTED)
-        return {name for name in started if name in everything and not everything[name].wanted}
-
-    def _never_stopped(self, run: Run) -> frozenset[str]:
-        """What nobody has stopped since the run began, be it under another agent."""
-        now, before, resting = walks.stops_of(self._supervisor), run.stops or {}, run.wish.resting
-        never = {name for name, stops in now.items() if stops == before.get(name, 0)}
-        return frozenset(never if resting is None else never.intersection(resting))
-
-    def _refuse_what_is_beyond(self, wish: Wish) -> None:
-        found = self._beyond(wish)
-        if found:
-            raise DefinitionError(found)
-
-    def _beyond(self, wish: Wish) -> list[Problem]:
-        """The limits that it asks for and that cannot be kept on this host."""
-        if wish.state is State.ABSENT:
-            return []
-        chosen = (
-            wish.definitions.items() if wish.only is None else [(name, wish.definitions[name]) for name in wish.only]
-        )
-        return self._supervisor.cells.beyond(dict(chosen))
-
-    def _is_new(self, wish: Wish, found: Plan) -> bool:
-        """Whether this makes a new revision."""
-        current = self._projects.current(wish.project)
-        if current is None:
-            return bool(found.definitions)
-        if found.definitions != current.definitions:
-            return True
-        if not found.changed or wish.state is not State.PRESENT:
-            return False
-        return wish.label not in (None, current.label) or places.taken(found.definitions) != current.places
-
-    def _refuse_what_failed(self, wish: Wish) -> None:
-        if wish.retry_failed or wish.state is State.ABSENT:
-            return
-        found = self._projects.failed_like(wish.project, wish.definitions, places.taken(wish.definitions))
-        if found is not None and found.failed_at is not None:
-            raise DefinitionError(
-                [
-                    Problem(
-                        f"revision {found.revision} of project {wish.project} failed here at {views.when(found.failed_at)}, not retried:"
-                        f" {found.failure}"
-                    )
-                ]
-            )
+        return Result(wish, found, made, number, label, current, in_progress)
 
     # A run
 
@@ -347,14 +208,14 @@ class Runs:
             self._close(run.wish.project)
             self._supervisor.diagnose(f"project {run.wish.project}: cannot go on: {error}")
             raise
-        failed = "; ".join([_why(result.failed())] * bool(result.failed()) + result.remarks)
-        self._supervisor.diagnose(f"project {run.wish.project}: " + (failed or "all is as it was to be"))
+        said = result.said()
+        self._supervisor.diagnose(f"project {run.wish.project}: " + (said or "all is as it was to be"))
         return result.document(None)
 
     def _gone_on_back(self, run: Run) -> Steps:
         run.stops = stops = walks.stops_of(self._supervisor)
-        found = yield from self._planned(run.wish, Pace(self._supervisor.loop))
-        found = replace(found, rows=tuple(map(self._pinned_live, found.rows)))
+        found = yield from self._plans.of(run.wish, Pace(self._supervisor.loop))
+        found = replace(found, rows=tuple(map(self._plans.pinned_live, found.rows)))
         result = yield from self._walked(run, run.wish, found, stops)
         yield from self._give_back(run, result)
         self._conclude(run.wish.project, result)
@@ -364,23 +225,25 @@ class Runs:
         wish, pace = run.wish, Pace(self._supervisor.loop)
         run.stops = stops = walks.stops_of(self._supervisor)
         before = self._projects.current(wish.project)
-        found = yield from self._planned(wish, pace)
+        found = yield from self._plans.of(wish, pace)
         run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
-        self._refuse_what_failed(wish)
-        run.owners.update(self._owners(wish, found))
+        self._wishes.refuse_what_failed(wish)
+        run.owners.update(self._plans.owners(wish, found))
         changes = found.changed
-        if self._is_new(wish, found):
+        if self._plans.is_new(wish, found):
             changed = {row.process for row in found.rows if row.action is not Action.NONE}
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
             reached("run.before_kept")
-            self._projects.keep(made, _body(made, run, wish, found, self._resting(found)))
+            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, self._plans.resting(found)))
             reached("run.kept")
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
             if current is not None:
-                self._supervisor.store.set_run(wish.project, _body(current, run, wish, found, self._resting(found)))
+                self._supervisor.store.set_run(
+                    wish.project, wishes.to_store(current, wish, found, run.owners, self._plans.resting(found))
+                )
                 reached("run.noted")
         if pace.over():
             yield pace
@@ -400,7 +263,7 @@ class Runs:
         if not result.failed():
             self._projects.disown(wish.project, run.owners)
         if changes:
-            self._supervisor.checkpoint()
+            self._supervisor.ledger.checkpoint()
         if pace.over():
             yield pace
         return result
@@ -419,18 +282,18 @@ class Runs:
         )
         made = yield from walk.steps()
         current = self._projects.current(wish.project)
-        result = _Result(wish, found, made, *((current.revision, current.label) if current is not None else (0, None)))
+        result = Result(wish, found, made, *((current.revision, current.label) if current is not None else (0, None)))
         result.culprit, result.timed_out = walk.culprit, walk.timed_out
         return result
 
-    def _conclude(self, project: str, result: _Result) -> None:
+    def _conclude(self, project: str, result: Result) -> None:
         """The end of a run: its revision has come up, or it has failed and stays as it is."""
         failed = result.failed()
         current = self._projects.current(project)
         if current is None or (failed and (current.failure is None or result.culprit is None)):
             self._close(project)
         elif failed:
-            self._close(project, (_why(failed), time.time()))
+            self._close(project, (result.why(), time.time()))
         else:
             self._close(project, (None, None))
 
@@ -445,17 +308,17 @@ class Runs:
         except StoreError as error:
             self._supervisor.diagnose(str(error))
 
-    def _after_failure(self, run: Run, result: _Result, failed: Revision) -> Steps:
+    def _after_failure(self, run: Run, result: Result, failed: Revision) -> Steps:
         """The release did not come up: what it has changed goes back, or stays half done."""
         good = self._projects.good_before(failed.project, failed.revision, brought_back=True)
         remark = self._obstacle(run.wish, result, failed, good)
         if good is not None and remark is None:
             return (yield from self._back(run, result, failed, good))
-        self._close(failed.project, (_why(result.failed()), time.time()))
+        self._close(failed.project, (result.why(), time.time()))
         result.remarks += [remark] if remark else []
         return result
 
-    def _obstacle(self, wish: Wish, result: _Result, failed: Revision, good: Revision | None) -> str | None:
+    def _obstacle(self, wish: Wish, result: Result, failed: Revision, good: Revision | None) -> str | None:
         """Why nothing goes back; "" where there is nothing to be said of that, None where nothing is in the way."""
         culprit = result.culprit
         if culprit is None or wish.state in (State.STOPPED, State.ABSENT):
@@ -467,10 +330,10 @@ class Runs:
         gone = places.missing(places.moved(good.places))
         if gone:
             return f"cannot go back to revision {good.revision}: {gone[0]} is not there any more"
-        return _IN_PLACE if _brought_back(good) == failed.definitions else None
+        return _IN_PLACE if wishes.brought_back(good) == failed.definitions else None
 
-    def _back(self, run: Run, result: _Result, failed: Revision, good: Revision) -> Steps:
-        definitions_then = _brought_back(good)
+    def _back(self, run: Run, result: Result, failed: Revision, good: Revision) -> Steps:
+        definitions_then = wishes.brought_back(good)
         before = failed.definitions
         changed = {*self._projects.changed_since(failed.project, good.revision), *before} - set(run.owners)
         touched = {
@@ -489,16 +352,18 @@ class Runs:
             resting=self._never_stopped(run),
         )
         stops = walks.stops_of(self._supervisor)
-        found = yield from self._planned(wish, Pace(self._supervisor.loop))
-        kept = tuple(self._pinned_live(row) for row in found.rows)
+        found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
+        kept = tuple(self._plans.pinned_live(row) for row in found.rows)
         found = replace(found, rows=kept, definitions=definitions_then)
         back_again = {row.process for row in found.rows if row.action is not Action.NONE}
         facts = (back_again, places.taken(definitions_then), good.label, None, origin)
         made = self._projects.made(failed.project, definitions_then, *facts)
         reached("back.before_judged")
-        self._projects.judge(failed.project, _why(result.failed()), time.time())
+        self._projects.judge(failed.project, result.why(), time.time())
         reached("back.judged")
-        self._projects.keep(made, _body(made, run, wish, found, self._resting(found), stage="back"))
+        self._projects.keep(
+            made, wishes.to_store(made, wish, found, run.owners, self._plans.resting(found), stage="back")
+        )
         reached("back.kept")
         for row in found.rows:
             if row.action is not Action.NONE:
@@ -510,17 +375,13 @@ class Runs:
         result.take_back(back, origin, made)
         return result
 
-    def _owners(self, wish: Wish, found: Plan) -> dict[str, str]:
-        """The projects from which the plan takes processes over."""
-        everything = self._supervisor.instances
-        there = ((row.process, everything.get(row.was or row.name)) for row in found.rows if not row.held)
-        return {
-            process: one.project
-            for process, one in there
-            if one is not None and one.project is not None and one.project != wish.project
-        }
+    def _never_stopped(self, run: Run) -> frozenset[str]:
+        """What nobody has stopped since the run began, be it under another agent."""
+        now, before, resting = walks.stops_of(self._supervisor), run.stops or {}, run.wish.resting
+        never = {name for name, stops in now.items() if stops == before.get(name, 0)}
+        return frozenset(never if resting is None else never.intersection(resting))
 
-    def _give_back(self, run: Run, back: _Result) -> Steps:
+    def _give_back(self, run: Run, back: Result) -> Steps:
         """What the release has taken over from other projects is theirs again, and runs as they have it."""
         for owner in sorted(set(run.owners.values())):
             names = {name for name, project in run.owners.items() if project == owner}
@@ -528,221 +389,8 @@ class Runs:
             resting = self._never_stopped(run)
             wish = Wish(owner, theirs, prune=False, take_over=True, path=run.wish.path, resting=resting)
             stops = walks.stops_of(self._supervisor)
-            found = yield from self._planned(wish, Pace(self._supervisor.loop))
+            found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
             given = yield from self._walked(run, wish, found, stops)
             back.rows += given.rows
             back.found = replace(back.found, rows=(*back.found.rows, *given.found.rows))
             back.culprit, back.timed_out = back.culprit or given.culprit, back.timed_out or given.timed_out
-
-    def _pinned_live(self, row: Change) -> Change:
-        """One that was never replaced runs where it shall already: its definition says so from now on, and it goes on."""
-        instance = self._supervisor.instances.get(row.name)
-        if row.action is not Action.ROLLED or instance is None or row.was or instance.count != row.count:
-            return row
-        costly = {change.field for change in row.changes if change.effect is Effect.RESTART}
-        is_there = (
-            costly <= {"cwd"} and instance.pid is not None and places.of_process(instance.pid) == row.definition.cwd
-        )
-        return replace(row, action=Action.UPDATED) if is_there else row
-
-    # What is told
-
-    def _foreseen(self, change: Change, state: State) -> rows.Row:
-        """The row that the change will have, as far as that is known: counters and the last exit are those of now."""
-        made = views.row(self._supervisor, change, self._supervisor.instances.get(change.was or change.name))
-        pid = made["pid"] if change.action in (Action.NONE, Action.UPDATED, Action.RELOADED) else None
-        return {**made, "status": _predicted(change, state, made["status"]), "pid": pid}
-
-
-class _Result:
-    """What a run says of itself."""
-
-    def __init__(
-        self,
-        wish: Wish,
-        found: Plan,
-        made: list[rows.Row],
-        revision: int,
-        label: str | None,
-        before: Revision | None = None,
-        in_progress: bool = False,
-    ) -> None:
-        self.wish = wish
-        self.found = found
-        self.rows = made
-        self.revision = revision
-        self.label = label
-        self.before = before
-        self.in_progress = in_progress
-        self.culprit: Change | None = None
-        self.timed_out = False
-        self.reverted = False
-        self.remarks: list[str] = []
-
-    def failed(self) -> list[rows.Row]:
-        return [row for row in self.rows if row["action"] == Action.FAILED.value]
-
-    def take_back(self, back: _Result, to: int, made: Revision) -> None:
-        """`back` is what has become of going back to revision `to`, as revision `made`."""
-        failures = self.failed()
-        first = failures[0]["name"] if failures else ""
-        was = {row.name: row.was for row in back.found.rows if row.was}
-        successors = {before: after for after, before in was.items()}
-        after = {row["name"]: row for row in back.rows}
-        found = [
-            _reverted(row, after.pop(successors.get(row["name"], row["name"]), None), first, to) for row in self.rows
-        ]
-        # What the failed release had renamed, or had taken away, and what is of no row before.
-        found += [_reverted(None, row, first, to) for row in after.values() if row["changed"]]
-        self.rows = found
-        self.revision, self.label = made.revision, made.label
-        self.reverted = not back.failed()
-        self.timed_out = self.timed_out or back.timed_out
-        if self.reverted:
-            self.remarks.append(f"went back to revision {to}")
-        else:
-            self.remarks.append(f"could not go back to revision {to}: {_why(back.failed())}")
-
-    def document(self, request: Document | None) -> Document:
-        """Its message for the client."""
-        failed = self.failed()
-        said = [_why(failed)] * bool(failed) + self.remarks
-        return {
-            "type": "result",
-            "ok": not failed,
-            "message": "; ".join(said) or None,
-            "changed": any(row["changed"] for row in self.rows),
-            "project": self.wish.project,
-            "revision": self.revision or None,
-            "label": self.label,
-            "previous_revision": self.before.revision if self.before is not None else None,
-            "previous_label": self.before.label if self.before is not None else None,
-            "reverted": self.reverted,
-            "timed_out": self.timed_out,
-            "in_progress": self.in_progress,
-            "instances": self.rows,
-            "summary": rows.summary(self.rows),
-            "diff": difference.of(self.wish.project, self.found),
-            "report": rows.report(self.rows),
-            "warnings": definitions.cautions(request["definitions"]) if request is not None else [],
-        }
-
-
-def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: int) -> rows.Row:
-    """The row of an instance once its change was taken back. `row` is what it was before that, `back` what going back has done."""
-    if row is None:
-        row = {**(back or {}), "log_tail": []}
-    if back is None:
-        return row
-    now = {key: back[key] for key in ("status", "pid", "restarts", "total_restarts", "last_exit")}
-    if back["action"] == Action.FAILED.value:
-        why = f"could not go back to revision {to}: {back['reason']}"
-        if row["action"] == Action.FAILED.value:
-            why = f"{row['reason']}; {why}"
-        return {
-            **row,
-            **now,
-            "action": Action.FAILED.value,
-            "changed": True,
-            "reason": why,
-            "log_tail": back["log_tail"],
-        }
-    if not back["changed"] or (back["action"] == Action.UPDATED.value and row["action"] in _UNTOUCHED):
-        return {**row, **now}
-    if row["action"] == Action.FAILED.value:
-        return {**row, **now, "reason": f"{row['reason']}; back on revision {to}"}
-    reason = f"{culprit} failed; back on revision {to}"
-    return {**row, **now, "action": Action.REVERTED.value, "changed": True, "reason": reason}
-
-
-def _left_stopped(row: Change) -> Change:
-    """The row of one that is not started again: it only learns what it would run as."""
-    action = Action.UPDATED if row.changes else Action.NONE
-    return replace(row, action=action, reason=walks.STOPPED_MEANWHILE)
-
-
-def _why(failed: list[rows.Row]) -> str:
-    return "; ".join(f"{row['name']} {row['reason']}" for row in failed)
-
-
-def _brought_back(revision: Revision) -> dict[str, Definition]:
-    """The definitions of a revision; paths that lead elsewhere by now are written as where they led then."""
-    moved = places.moved(revision.places)
-    return {name: pins.pinned(one, moved.get(name, {})) for name, one in revision.definitions.items()}
-
-
-def _body(
-    revision: Revision, run: Run, wish: Wish, found: Plan, resting: Collection[str], stage: str = "forward"
-) -> Document:
-    """What another agent needs to go on with a run. Definitions are the revision's, which may have more than were wished."""
-    only = wish.only if wish.only is not None or wish.prune else tuple(wish.definitions)
-    return {
-        "revision": revision.revision,
-        "stage": stage,
-        "state": wish.state.value,
-        "prune": wish.prune,
-        "take_over": wish.take_over,
-        "owners": run.owners,
-        "only": only,
-        "gone": sorted({row.process for row in found.rows if row.action is Action.REMOVED}),
-        "path": wish.path,
-        "once": dict(wish.once),
-        "resting": sorted(resting),
-    }
-
-
-def _resumed(revision: Revision, body: Document) -> Wish:
-    state = State(body["state"])
-    if state in (State.RESTARTED, State.RELOADED):
-        state = State.PRESENT  # what had been stopped is started; what was not reached is not a new demand
-    return Wish(
-        revision.project,
-        revision.definitions,
-        state,
-        body["prune"],
-        tuple(name for name in body["only"] if name in revision.definitions) if body["only"] is not None else None,
-        tuple(body["gone"]),
-        take_over=body.get("take_over", False),
-        once=body.get("once", {}),
-        path=body["path"],
-        label=revision.label,
-        origin=revision.origin,
-        resting=frozenset(body["resting"]),
-    )
-
-
-def _once(table: Document) -> dict[str, Any]:
-    try:
-        return updates.once(table)
-    except Unfit as error:
-        raise DefinitionError([Problem(f"update_once: {error}")]) from None
-
-
-def _desired(request: Document, pace: Pace, staying: Iterable[str]) -> Steps:
-    """The definitions that an `apply` or a `plan` brings. They may depend on what is `staying`."""
-    tables = {name: dict(table) for name, table in request["definitions"].items()}
-    for name, secrets in request["secrets"].items():
-        if name in tables:
-            tables[name]["secrets"] = {**(tables[name].get("secrets") or {}), **secrets}
-    if request["update"]:
-        for table in tables.values():
-            if table.get("update") is None:
-                table["update"] = request["update"]
-    named = request["known"] or request["rollback_to"] is not None or request["rollback_from"] is not None
-    if not tables and named:
-        return {}
-    if not tables and request["state"] != State.ABSENT.value:
-        raise DefinitionError([Problem("nothing is defined; to remove a project, ask for state absent")])
-    try:
-        return (yield from paced(pace, loading.load_in_parts(tables, request["base"], request["overlay"], staying)))
-    except DefinitionError as error:
-        raise error.located(request["file"]) if request["file"] else error from None
-
-
-def _predicted(change: Change, state: State, status: str) -> str:
-    """The status that an instance will have once the change has succeeded."""
-    if change.held:
-        return status
-    if change.action in (Action.REMOVED, Action.STOPPED) or change.rests or state is State.STOPPED:
-        return "stopped"
-    return status if change.action in (Action.NONE, Action.UPDATED) else "online"

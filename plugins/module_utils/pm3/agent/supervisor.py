@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,47 +20,32 @@ from types import MappingProxyType
 from typing import Any, Callable
 
 from ..model import checks, machine, rows
-from ..model.life import Cause, Check, End, Work
+from ..model.life import Cause, End, Work
 from ..model.life import Timer as Kind
 from ..model.machine import Event
 from ..model.plan import Actual
-from ..model.problems import DefinitionError, Unfit
 from . import accounts, environment, launch, log_files, spawn
 from .cells import Cells
-from .checkpoints import Checkpoints
 from .descendants import Survey
 from .descriptors import ServiceManager
 from .errands import Errand
 from .fingerprints import Fingerprints
+from .health import Health
 from .holds import Holds
 from .instance import Instance, has_tale, is_up
-from .limits import LimitError
+from .ledger import Ledger
 from .log import LogFile
 from .loop import READ, Loop, Timer
 from .output import Pumps, Streams, last_lines
 from .points import reached
-from .schemas import StoreError
-from .sockets import ListenError, Sockets
+from .sockets import Sockets
 from .spawn import Process
-from .store import Record, Store
+from .store import Store
 from .triggers import Triggers
 
 _SPAWN_TURN = 0.01  # seconds of spawning after which other news gets its turn
 _REAP_TURN = 0.01  # seconds of reaping, as well
-_PROBE_TIMEOUT = 2.0  # seconds for one attempt of a check (spec: pm3.md, section 3.6)
-_STORE_PAUSE = 1.0  # seconds after which a store that could not be written is tried again
-_EXPECTED = (
-    spawn.SpawnError,
-    accounts.AccountError,
-    LimitError,
-    ListenError,
-    DefinitionError,
-    Unfit,
-    OSError,
-)  # what can prevent a start
-_CLOCK_STEP = 1.0  # seconds by which the clock has to be set before that is more than its ordinary corrections
 _LAST_WORDS = 10  # lines of output that are kept of an end
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class Supervisor:
@@ -82,6 +66,7 @@ class Supervisor:
         self.beside: set[Instance] = set()  # copies that take over from one, or leave for one
         self.loop = loop
         self.store = store
+        self.ledger = Ledger(loop, store, self.instances, boot, diagnose)
         self.holds = Holds(store)
         self.pumps = pumps
         self.cells = cells
@@ -94,21 +79,14 @@ class Supervisor:
         self._logs = os.path.join(data_dir, "logs")
         self._tty = os.environ.get("PM3_DEFAULT_TTY") == "1"  # every stdout is a terminal, as in pm3
         self._run = run
-        self._boot = boot
         self._watchers: dict[str, list[Callable[[Instance], None]]] = {}
         self._added_watchers: list[Callable[[Instance], None]] = []
-        self._dirty: set[Instance] = set()
-        self._removed: set[str] = set()
         self._spawning: deque[tuple[Instance, Work]] = deque()
         self._children: dict[
             int, Callable[[], None]
         ] = {}  # by pid, whose end has not been seen yet: what is to be done then
-        self._next_spawn = int(store.get("next_spawn") or "1")
         self._sent = 0  # commands beside programs, so far
-        self._clock = float(store.get("clock") or "0")  # what the calendar's clock is ahead of ours, in seconds
-        self._store_pause: Timer | None = None  # while the store cannot be written
-        self._store_fails = False  # told, and not written since
-        self._checkpoints = Checkpoints(loop, store.checkpoint, diagnose)
+        health = Health(loop, self.deliver, self._send, self.members)
         # Made once, and not once for each instance.
         self._tell_of_log, self._on_exit = self._log_fails, self._exited
         self._do: dict[type, Callable[[Instance, Any], object]] = {
@@ -119,8 +97,8 @@ class Supervisor:
             machine.Sweep: self._sweep,
             machine.Arm: self._arm,
             machine.Disarm: self._disarm,
-            machine.Probe: self._probe,
-            machine.EndProbe: self._end_probe,
+            machine.Probe: health.probe,
+            machine.EndProbe: health.end,
             machine.Tell: lambda instance, effect: self._tell(instance.name, effect.message),
         }
 
@@ -128,8 +106,7 @@ class Supervisor:
 
     def add(self, instance: Instance) -> Instance:
         self.instances[instance.name] = instance
-        self._removed.discard(instance.name)
-        self._mark(instance)
+        self.ledger.mark(instance)
         for watcher in list(self._added_watchers):
             watcher(instance)
         return instance
@@ -137,16 +114,10 @@ class Supervisor:
     def remove(self, instance: Instance) -> None:
         """Forgets an instance that rests."""
         del self.instances[instance.name]
-        self._dirty.discard(instance)
+        self.ledger.drop(instance)
         self.triggers.update(instance, there=False)
         self.sockets.release(instance)
-        self.forget(instance.name)
         self._tell_watchers(instance)
-
-    def forget(self, name: str) -> None:
-        """Has the store keep nothing of that name."""
-        self._removed.add(name)
-        self.loop.soon(self.flush)
 
     def deliver(self, instance: Instance, event: Event) -> None:
         """Takes one event through the machine and does what follows from it."""
@@ -158,7 +129,7 @@ class Supervisor:
         """Sets attributes that are not the machine's (wanted, definition, count, project) and keeps them."""
         for name, value in facts.items():
             setattr(instance, name, value)
-        self._mark(instance)
+        self.ledger.mark(instance)
         self.triggers.update(instance)
         self.sockets.trim(instance)
 
@@ -180,13 +151,6 @@ class Supervisor:
     def unwatch_added(self, watcher: Callable[[Instance], None]) -> None:
         if watcher in self._added_watchers:
             self._added_watchers.remove(watcher)
-
-    def moment(self, then: float | None) -> float | None:
-        """A time of the loop's clock in seconds since the epoch: the same one whenever it is asked for, unless the clock was set."""
-        ahead = time.time() - self.loop.time()
-        if abs(ahead - self._clock) > _CLOCK_STEP:
-            self._clock = ahead
-        return round(then + self._clock, 3) if then is not None else None
 
     def actual(self, stale: Mapping[str, str] = MappingProxyType({})) -> list[Actual]:
         """All instances as the planner wants to see them. `stale`: why processes are, by spawn id (`Fingerprints.stale`)."""
@@ -247,70 +211,9 @@ class Supervisor:
         """The processes of an instance."""
         return self.cells.members(instance.spawn_id, instance.running) if instance.spawn_id else []
 
-    def flush(self) -> None:
-        """Writes what has changed since the last time, in one transaction.
-
-        What cannot be written (a full disk) is tried again, and supervising goes on. Should the agent die before that succeeds, the
-        next one finds processes other than the stored ones, and ends them by the descriptors and cells that were kept of them.
-        """
-        if self._store_pause is not None or not (self._dirty or self._removed):
-            return
-        records = [self._record(instance) for instance in self._dirty]
-        try:
-            self.store.save(records, self._removed, self._facts())
-        except StoreError as error:
-            if not self._store_fails:
-                self.diagnose(f"{error}; it is tried again every {_STORE_PAUSE:g} s")
-            self._store_fails = True
-            self._store_pause = self.loop.after(_STORE_PAUSE, self._flush_again)
-            return
-        self._store_fails = False
-        self._dirty, self._removed = set(), set()
-        if self.store.due:
-            self.checkpoint()
-
-    def _facts(self) -> dict[str, str]:
-        return {"next_spawn": str(self._next_spawn), "clock": repr(self._clock)}
-
-    def _flush_again(self) -> None:
-        self._store_pause = None
-        self.flush()
-
-    def checkpoint(self) -> None:
-        """Has everything that is written survive a loss of power, some time soon."""
-        self.flush()
-        self._checkpoints.ask()
-
-    def _record(self, one: Instance) -> Record:
-        running = one.running
-        return Record(
-            one.name,
-            one.process,
-            one.number,
-            one.count,
-            one.project,
-            one.definition,
-            one.path,
-            one.wanted,
-            one.life,
-            one.spawn_id,
-            running.pid if running is not None else None,
-            running.start_time if running is not None else None,
-            self._boot,
-            one.slot,
-            one.seen,
-        )
-
-    def _mark(self, instance: Instance) -> None:
-        if self.instances.get(instance.name) is not instance:
-            return  # it was removed: what is still told of it is nobody's
-        if not self._dirty and not self._removed:
-            self.loop.soon(self.flush)
-        self._dirty.add(instance)
-
     def carry_out(self, instance: Instance, effects: Iterable[machine.Effect], changed: bool = True) -> None:
         if changed:
-            self._mark(instance)
+            self.ledger.mark(instance)
         for effect in effects:
             self._do[type(effect)](instance, effect)
         self.triggers.update(instance, instance.name in self.instances)
@@ -333,13 +236,12 @@ class Supervisor:
         """Spawns what is queued, for a while; first the intent of all of it is written, so that no crash can leave a stranger (I4)."""
         for instance, _work in self._spawning:
             if not instance.spawn_id:
-                instance.spawn_id = _base36(self._next_spawn)
-                self._next_spawn += 1
+                instance.spawn_id = self.ledger.next_spawn_id()
                 # A copy beside another is not in the store, but the number that it has taken is.
-                self._mark(self.instances.get(instance.name, instance))
+                self.ledger.mark(self.instances.get(instance.name, instance))
         until = self.loop.time() + _SPAWN_TURN
         reached("spawn.before_intent")
-        self.flush()
+        self.ledger.flush()
         reached("spawn.after_intent")
         try:
             while self._spawning:
@@ -359,8 +261,8 @@ class Supervisor:
             if instance.running is not None:
                 self.cells.kill(instance.spawn_id, instance.running)
             self._clear(instance)
-            self.deliver(instance, machine.SpawnFailed(_reason(error)))
-            if not isinstance(error, _EXPECTED):
+            self.deliver(instance, machine.SpawnFailed(launch.reason(error)))
+            if not isinstance(error, launch.OBSTACLES):
                 raise  # a defect of ours: told, but no reason for an instance to wait for ever
             return
         self.deliver(instance, machine.Spawned())
@@ -407,7 +309,7 @@ class Supervisor:
         self.manager.keep(instance.spawn_id, [process.pidfd])
         reached("spawn.pidfd_kept")
         instance.running = process
-        self._mark(instance)
+        self.ledger.mark(instance)
         self.attend(instance)
         reached("spawn.attended")
 
@@ -439,11 +341,6 @@ class Supervisor:
         if running.pidfd >= 0:
             self.loop.unwatch(running.pidfd)
         self._children.pop(running.pid, None)
-
-    def reserve(self, spawn_id: str) -> None:
-        """No spawn to come gets this id, also when the number of the last one could not be stored."""
-        if spawn_id.isalnum():
-            self._next_spawn = max(self._next_spawn, int(spawn_id, 36) + 1)
 
     def report(self, spawn_id: str) -> str:
         return os.path.join(self._run, f"{spawn_id}.failed")
@@ -510,15 +407,14 @@ class Supervisor:
         """`new`, which ran beside it, takes the place of `old`, which is to be stopped. It may have another name."""
         if new.name != old.name:
             del self.instances[old.name]
-            self._dirty.discard(old)
-            self.forget(old.name)
+            self.ledger.drop(old)
         self.beside.discard(new)
         self.beside.add(old)
         new.beside, old.beside = False, True
         new.stops = old.stops
         if new.name == old.name:
             self.instances[new.name] = new
-            self._mark(new)
+            self.ledger.mark(new)
         else:
             self.add(new)
         for one in (old, new):
@@ -547,8 +443,8 @@ class Supervisor:
         try:
             # What takes longer than kill_timeout is killed with the rest.
             self._send(instance, launch.stop_command(instance), instance.life.policy.kill_timeout + 1, answered)
-        except _EXPECTED as error:
-            reason = _reason(error)
+        except launch.OBSTACLES as error:
+            reason = launch.reason(error)
             self.loop.soon(lambda: answered(reason))
 
     def _kill(self, instance: Instance, _effect: machine.Kill) -> None:
@@ -630,7 +526,7 @@ class Supervisor:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(info.si_pid, os.WNOHANG)
 
-    # Time and checks
+    # Time, and commands beside the program
 
     def _arm(self, instance: Instance, effect: machine.Arm) -> None:
         self._disarm(instance, machine.Disarm((effect.timer,)))
@@ -647,59 +543,6 @@ class Supervisor:
             if armed is not None:
                 armed.cancel()
         _shrink(instance.timers)
-
-    def _probe(self, instance: Instance, effect: machine.Probe) -> None:
-        check = effect.check
-        liveness = check is Check.LIVENESS
-        seconds = float(instance.definition.liveness_timeout) if liveness else _PROBE_TIMEOUT
-
-        def answered(failure: str | None) -> None:
-            instance.probing = None
-            failure = failure or self._foreign(instance, check)
-            self.deliver(instance, machine.Passed(check) if failure is None else machine.Failed(check, failure))
-
-        self._end_probe(instance)
-        if check is Check.READINESS and checks.is_notify(instance.definition.readiness_check):
-            self._await_word(instance, answered)
-            return
-        try:
-            command = launch.check(instance, check)
-            if command is not None:
-                instance.probing = self._send(instance, command, seconds, answered)
-            else:
-                from .probes import probe  # not before there is something to check
-
-                url = instance.filled(str(getattr(instance.definition, check.value) or ""))
-                instance.probing = probe(self.loop, url, seconds, answered)
-        except _EXPECTED as error:
-            reason = _reason(error)
-            instance.probing = self.loop.after(0, lambda: answered(reason))
-
-    def _await_word(self, instance: Instance, answered: Callable[[str | None], None]) -> None:
-        """It says itself that it is ready: there is nobody to ask, and no attempt that fails."""
-        from .notify import DEAF
-
-        def complain(why: str) -> None:
-            self.deliver(instance, machine.Waiting(Check.READINESS, why))
-
-        notify = instance.notify
-        if notify is not None and notify.ready:
-            instance.probing = self.loop.after(0, lambda: answered(None))
-            return
-        if notify is not None:
-            instance.probing = notify.wait(lambda: answered(None), complain)
-        self.loop.soon(partial(complain, DEAF if notify is None else notify.complaint))
-
-    def _foreign(self, instance: Instance, check: Check) -> str | None:
-        """Of a copy beside another: why what has answered the check may not have been the copy (W12)."""
-        if not instance.beside:
-            return None
-        from .listeners import listens
-
-        target = checks.parse(instance.filled(str(getattr(instance.definition, check.value) or "")))
-        if target.scheme in ("exec", "notify") or listens(self.members(instance), target.port):
-            return None
-        return f"port {target.port} is answered by another process, the new one does not listen there"
 
     def _send(
         self, instance: Instance, what: spawn.Launch, seconds: float, done: Callable[[str | None], None]
@@ -718,11 +561,6 @@ class Supervisor:
         instance.errands.append(errand)
         self._children[errand.process.pid] = errand.ended
         return errand
-
-    def _end_probe(self, instance: Instance, _effect: machine.EndProbe | None = None) -> None:
-        if instance.probing is not None:
-            instance.probing.cancel()
-            instance.probing = None
 
     def handles(self) -> dict[str, list[int]]:
         """The descriptors of every running instance, by spawn id, and the sockets of all: what an upgrade in place carries over."""
@@ -764,15 +602,3 @@ def _shrink(timers: dict[Kind, Timer]) -> None:
     """An empty dict keeps the room that it had, until it is cleared."""
     if not timers:
         timers.clear()
-
-
-def _reason(error: Exception) -> str:
-    return error.problems[0].message if isinstance(error, DefinitionError) else str(error)
-
-
-def _base36(number: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-    return digits or "0"

@@ -36,7 +36,7 @@ def process(supervisor: Supervisor, instance: Instance, used: Used | None) -> Do
         "process": instance.process,
         "project": instance.project,
         "phase": life.phase.value,
-        "since": supervisor.moment(life.since),
+        "since": supervisor.ledger.moment(life.since),
         "total_restarts": life.total_restarts,
         "last_exit": end(supervisor, instance),
         "held": supervisor.holds.text(instance.process, instance.project),
@@ -139,7 +139,7 @@ def end(supervisor: Supervisor, instance: Instance) -> Document | None:
         "code": one.code,
         "signal": one.signal,
         "message": rows.masked(str(one), secrets),
-        "at": supervisor.moment(one.at),
+        "at": supervisor.ledger.moment(one.at),
         "log_tail": [rows.masked(line, secrets) for line in one.tail],
     }
 
