@@ -234,11 +234,12 @@ def rolled_with_hooks(host: Host, point: str) -> tuple[dict[str, Any], list[Outc
 
 
 def gone_back(host: Host, point: str, **fields: Any) -> tuple[dict[str, Any], list[Outcome]]:
-    """web:0 comes up, web:1 does not."""
+    """web:0 comes up, web:1 does not: however long it takes to end, it was never ready."""
     good = {"web": host.definition("1", instances=2, **fields), "old": host.definition("1")}
-    bad = {"web": host.definition("2", instances=2, **fields)}
-    script = '[ "$VERSION$PM3_INSTANCE_ID" != 21 ] || exit 3\n' + WRITER
-    (host.folder / "run.sh").write_text(script)
+    bad = {"web": host.definition("2", instances=2, readiness_check="exec://sh ready.sh", **fields)}
+    is_good = '[ "$VERSION$PM3_INSTANCE_ID" != 21 ] || exit 3\n'
+    (host.folder / "ready.sh").write_text(is_good)
+    (host.folder / "run.sh").write_text(is_good + WRITER)
     assert host.apply(good)["ok"]
     host.tell(point)
     host.try_to(lambda: host.apply(bad))

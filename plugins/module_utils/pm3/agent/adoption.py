@@ -85,6 +85,8 @@ class Adoption:
                 self._supervisor.unattend(instance.running)  # its end is known already
             self._revive(instance)
         elif alive:
+            if instance.running is not None:
+                self._supervisor.cells.begun(record.spawn_id, instance.running)
             self._revive(instance)
         else:
             if phase in (Phase.STOPPING, Phase.KILLING):

@@ -78,6 +78,11 @@ class Cells:
         except OSError:
             return []
 
+    def begun(self, spawn_id: str, leader: Process) -> None:
+        """The main process of an instance runs."""
+        if self.root is None:
+            self.descendants.begun(spawn_id, leader)
+
     def meet(self) -> None:
         """To be called before a process is told to end: what it has started is known then, whatever becomes of it."""
         if self.root is None:

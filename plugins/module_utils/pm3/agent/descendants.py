@@ -13,6 +13,7 @@ Reads /proc, in looks: one serves everything that happens in the same turn of th
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,12 +62,23 @@ class Descendants:
     def __init__(self, loop: Loop, run: str) -> None:
         self._loop = loop
         self._run = os.path.realpath(run)
+        # We and who keeps descriptors safe for us have those of all instances, which would all be looked at; and come from none of them.
+        self._keepers = (os.getpid(), os.getppid())
         self._known: dict[int, Seen] = {}
         self._look: Look | None = None
 
     def mark(self, spawn_id: str) -> str:
         """What the environment of a spawn's processes says of them."""
         return f"{spawn_id}@{self._run}"
+
+    def begun(self, spawn_id: str, leader: Process) -> None:
+        """The main process of a spawn runs: of which so is known whose it is, without reading it closely."""
+        try:
+            inode = os.stat(f"/proc/{leader.pid}").st_ino
+            signal.pidfd_send_signal(leader.pidfd, 0)  # it has not been reaped, so nobody else had its pid a moment ago
+        except OSError:
+            return  # what a look finds has to do
+        self._known[leader.pid] = Seen(inode, leader.start_time, spawn_id)
 
     def of(self, spawn_id: str, leader: Process | None) -> list[int]:
         """The processes of a spawn, its zombies left out.
@@ -121,14 +133,27 @@ class Descendants:
             seen.inode = inode
             return seen.spawn_id
         spawn_id, is_sure = None, True
-        if parent not in (0, _KERNEL):
-            variables = _environment(pid)
-            spawn_id = self._marked(variables) or self._writes(pid) or self._spawn_of(parent, inodes, generations - 1)
-            # In the midst of an exec a process has no environment for a moment. Then nothing is decided.
-            is_sure = spawn_id is not None or variables != b""
+        if pid not in self._keepers and parent not in (0, _KERNEL):
+            spawn_id = self._of_session(pid, inodes)
+            if spawn_id is None:
+                variables = _environment(pid)
+                spawn_id = (
+                    self._marked(variables) or self._writes(pid) or self._spawn_of(parent, inodes, generations - 1)
+                )
+                # In the midst of an exec a process has no environment for a moment. Then nothing is decided.
+                is_sure = spawn_id is not None or variables != b""
         if is_sure:
             self._known[pid] = Seen(inode, start_time, spawn_id)
         return spawn_id
+
+    def _of_session(self, pid: int, inodes: dict[int, int]) -> str | None:
+        """Whose the leader of its session was found to be, if that still is there."""
+        try:
+            leader = os.getsid(pid)
+        except OSError:
+            return None
+        seen = self._known.get(leader)
+        return seen.spawn_id if seen is not None and seen.inode == inodes.get(leader) else None
 
     def _marked(self, variables: bytes | None) -> str | None:
         for variable in (variables or b"").split(b"\0"):

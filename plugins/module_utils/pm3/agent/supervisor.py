@@ -309,6 +309,7 @@ class Supervisor:
         self.manager.keep(instance.spawn_id, [process.pidfd])
         reached("spawn.pidfd_kept")
         instance.running = process
+        self.cells.begun(instance.spawn_id, process)
         self.ledger.mark(instance)
         self.attend(instance)
         reached("spawn.attended")
