@@ -5,6 +5,7 @@ A figure beyond its bar says MISS and fails nothing: a machine that does other t
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import resource
@@ -190,9 +191,11 @@ def logs() -> Iterator[Row]:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # and leave no agent behind
-    print(f"{'':<84} {'figure':>10}       {'bar':>8}")
     parts = {"scale": scale, "crashes": crashes, "logs": logs}
-    for part in [parts[name] for name in sys.argv[1:] or parts]:
+    parser = argparse.ArgumentParser(description="Our figures beside the bars of the design.")
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="PART", help=f"{', '.join(parts)}; else all")
+    print(f"{'':<84} {'figure':>10}       {'bar':>8}")
+    for part in [parts[name] for name in parser.parse_args().parts or parts]:
         for name, figure, unit, limit in part():
             verdict = "" if limit is None else f"{limit:>8.2f}  {'ok' if figure <= limit else 'MISS'}"
             print(f"{name:<84} {figure:>10.2f} {unit:<5} {verdict}".rstrip(), flush=True)

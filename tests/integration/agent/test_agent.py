@@ -18,7 +18,7 @@ import pytest
 from .conftest import Agent, alive, stack_of
 from .waiting import until
 
-SLEEP = {"command": "sleep 1000", "min_uptime": 50}
+SLEEP = {"command": "sleep 1000", "min_uptime": 150}
 
 
 def actions(result: dict[str, Any]) -> dict[str, str]:
