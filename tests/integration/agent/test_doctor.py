@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import READ, Lag, Loop
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.tasks import All, Pace, Steps, Task
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.tasks import All, Aside, Pace, Steps, Task
 
 from .conftest import Agent
-from .waiting import until
+from .waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -124,6 +125,49 @@ def test_tasks_that_were_not_begun_never_are_when_it_is_cancelled(loop: Loop) ->
     loop.soon(loop.stop)
     loop.run()
     assert begun == [0]
+
+
+def test_what_takes_long_is_done_aside(loop: Loop) -> None:
+    here: list[bool] = []
+    may_go_on = threading.Event()
+
+    def work() -> None:
+        here.append(threading.current_thread() is threading.main_thread())
+        assert may_go_on.wait(DEADLINE)
+        raise OSError("no room")
+
+    def steps() -> Steps:
+        return [str((yield Aside(loop, work))), (yield Aside(loop, lambda: None))]
+
+    task = Task(steps()).start()
+    task.begin(lambda _task: loop.stop())
+    loop.soon(may_go_on.set)
+    loop.run()
+    assert task.value() == ["no room", None]
+    assert here == [False]
+
+
+def test_who_is_cancelled_hears_nothing_of_what_is_done_aside(loop: Loop) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+    heard: list[object] = []
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        begun.set()
+        may_go_on.wait(DEADLINE)
+
+    def steps() -> Steps:
+        heard.append((yield Aside(loop, work)))
+
+    task = Task(steps()).start()
+    assert begun.wait(DEADLINE)
+    task.cancel()
+    may_go_on.set()
+    threads[0].join()
+    loop.soon(loop.stop)
+    loop.run()
+    assert heard == []
 
 
 # The facts

@@ -324,7 +324,7 @@ class Apply:
                 return one.running is None or one.spawn_id != spawn_id
 
             if cells.memory_kills(spawn_id) > kills:
-                yield walks.Until(self.supervisor, [instance], has_ended)
+                yield walks.Until(self.supervisor, [instance], has_ended, walks.STUCK)
             if has_ended(instance):
                 if instance.life.end is not None and instance.life.end.cause is Cause.OOM:
                     return f"holds more than the new memory_max allows: {walks.why_failed(instance)}"

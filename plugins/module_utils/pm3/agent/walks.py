@@ -4,7 +4,7 @@
 """Walks: changes of many instances, one dependency level after the other, each waiting for what it needs.
 
 A walk delivers events to instances and waits for what becomes of them; what an instance does in between is the machine's affair.
-Every wait here ends by itself: starts by the timeouts of their checks, stops by `kill_timeout` and `_STUCK`.
+Every wait here ends by itself: starts by the timeouts of their checks, stops by `kill_timeout` and `STUCK`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .loop import Timer
 from .supervisor import Supervisor
 from .tasks import Pace, Steps
 
-_STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
+STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
 STOPPED_MEANWHILE = "was stopped meanwhile"
 RESISTS = "could not be ended: it does not react to SIGKILL (uninterruptible sleep)"
 
@@ -204,9 +204,9 @@ def patience(instances: Iterable[Instance]) -> float:
     longest = 0.0
     for instance in instances:
         policy = instance.life.policy
-        hooks = policy.hook_timeout + _STUCK if policy.post_stop else 0.0
+        hooks = policy.hook_timeout + STUCK if policy.post_stop else 0.0
         longest = max(longest, policy.kill_timeout + hooks)
-    return longest + _STUCK
+    return longest + STUCK
 
 
 def start_in_order(
