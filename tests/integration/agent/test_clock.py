@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .pumping import everything
-from .test_crash_points import Host, build
+from .test_crash_points import Host, build, host
 from .test_soak import SOAK
 from .waiting import until
+
+__all__ = ["host"]  # a fixture
 
 YEAR = 365 * 86_400
 
@@ -22,14 +23,6 @@ YEAR = 365 * 86_400
 @pytest.fixture(scope="module")
 def command() -> list[str]:
     return build(Path(__file__).with_name("clock_build.py"))
-
-
-@pytest.fixture
-def host(tmp_path: Path, command: list[str]) -> Iterator[Host]:
-    one = Host(tmp_path, command)
-    one.up()
-    yield one
-    one.down()
 
 
 def set_clock(host: Host, seconds: int) -> None:

@@ -8,11 +8,10 @@ On a disk that others flood one takes a minute; the loop does not notice, and wh
 
 from __future__ import annotations
 
-import threading
 from typing import Callable
 
 from .loop import Loop
-from .schemas import StoreError
+from .tasks import Aside
 
 
 class Checkpoints:
@@ -29,17 +28,9 @@ class Checkpoints:
         self._again = self._busy  # the one that is under way may not see what was committed since it began
         if not self._busy:
             self._busy = True
-            threading.Thread(target=self._work, daemon=True).start()
+            Aside(self._loop, self._write).begin(self._done)
 
-    def _work(self) -> None:
-        failure: StoreError | None = None
-        try:
-            self._write()
-        except StoreError as error:
-            failure = error
-        self._loop.from_thread(lambda: self._done(failure))
-
-    def _done(self, failure: StoreError | None) -> None:
+    def _done(self, failure: Exception | None) -> None:
         self._busy = False
         if failure is not None:
             self._diagnose(f"{failure}; until it can be, a loss of power would undo what was changed last")

@@ -62,8 +62,6 @@ class Descendants:
     def __init__(self, loop: Loop, run: str) -> None:
         self._loop = loop
         self._run = os.path.realpath(run)
-        # We and who keeps descriptors safe for us have those of all instances, which would all be looked at; and come from none of them.
-        self._keepers = (os.getpid(), os.getppid())
         self._known: dict[int, Seen] = {}
         self._look: Look | None = None
 
@@ -133,7 +131,8 @@ class Descendants:
             seen.inode = inode
             return seen.spawn_id
         spawn_id, is_sure = None, True
-        if pid not in self._keepers and parent not in (0, _KERNEL):
+        # We and who keeps descriptors safe for us have those of all instances, which would all be looked at; and come from none of them.
+        if pid not in (os.getpid(), os.getppid()) and parent not in (0, _KERNEL):
             spawn_id = self._of_session(pid, inodes)
             if spawn_id is None:
                 variables = _environment(pid)
