@@ -10,13 +10,18 @@ import ctypes
 import os
 import random
 import select
+import signal
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent import spawn
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.descendants import Descendants
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.loop import Loop
 
 from .conftest import Agent, alive
 from .waiting import until
@@ -117,6 +122,30 @@ def test_who_was_seen_once_is_known_without_any_trace(agent: Agent) -> None:
     until(lambda: not alive(parent), "its parent ends")
     assert zoo.left()
     assert zoo.stop() == {}
+
+
+def test_who_was_begun_is_known_and_whoever_keeps_its_descriptors_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Neither an environment nor an output shows anything of the one; the agent itself has what shows that of others."""
+    loop = Loop(pytest.fail)
+    os.mkfifo(tmp_path / "7.out")
+    with (
+        open(tmp_path / "7.out", "r+b", buffering=0),
+        subprocess.Popen(
+            ["/bin/sh", "-c", "sleep 1000 & echo $!; wait"], env={}, start_new_session=True, stdout=subprocess.PIPE
+        ) as begun,
+    ):
+        assert begun.stdout is not None
+        child = int(begun.stdout.readline())
+        before, after = (Descendants(loop, str(tmp_path)) for _one in range(2))
+        unknown = before.look().spawned
+        pidfd = os.pidfd_open(begun.pid)
+        after.begun("7", spawn.Process(begun.pid, spawn.start_time(begun.pid) or 0, pidfd))
+        found = after.look().spawned
+        os.close(pidfd)
+        os.killpg(begun.pid, signal.SIGKILL)
+    assert unknown == {}
+    loop.close()
+    assert {name: set(pids) for name, pids in found.items()} == {"7": {begun.pid, child}}
 
 
 def test_the_processes_of_another_agent_are_not_touched(agent: Agent, tmp_path: Path) -> None:
