@@ -145,7 +145,7 @@ class Soak:
         self.steady = MOST
         self.stopped: set[str] = set()
         self.done: collections.Counter[str] = collections.Counter()
-        self.identities: list[str] = []
+        self.versions = ("", "")  # of the agent: the host's own, and another one for upgrades
 
     # The events
 
@@ -171,23 +171,23 @@ class Soak:
                 self.check_always()
             self.calm()
             rests.append(self.at_rest())
-        return {
+        figures = {
             "events": dict(self.done),
             "restarts": sum(one["total_restarts"] for one in pm3("list")["processes"]),
             "rests": rests,
             **self.check_at_the_end(rests),
         }
+        self.leave()
+        return figures
 
     def prepare(self) -> None:
         shutil.rmtree(RUN, ignore_errors=True)
         for folder in (LOCKS, COUNTS):
             folder.mkdir(parents=True)
         DOUBLED.touch()
-        # Another version of the agent, for upgrades: the same code under another identity.
-        first = os.readlink(LIBRARY / "current")
-        second = first[::-1]
-        shutil.copytree(LIBRARY / first, LIBRARY / second, dirs_exist_ok=True)
-        self.identities = [first, second]
+        own = os.readlink(LIBRARY / "current")
+        self.versions = own, own[::-1]  # the same code under another identity
+        shutil.copytree(LIBRARY / own, LIBRARY / own[::-1], dirs_exist_ok=True)
 
     def apply(self, project: str = SOUND, is_calm: bool = False, is_bad: bool = False) -> dict[str, Any]:
         path = RUN / f"{project}.toml"
@@ -296,15 +296,16 @@ class Soak:
         self.apply()  # an answer may have been of the agent before
 
     def upgrade(self) -> None:
-        self.identities.reverse()
+        own, other = self.versions
+        version = own if os.readlink(LIBRARY / "current") == other else other
         offered = LIBRARY / "next"
         offered.unlink(missing_ok=True)
-        offered.symlink_to(self.identities[0])
+        offered.symlink_to(version)
         subprocess.run(["systemctl", "reload", "pm3"], check=True)
         deadline = time.monotonic() + PATIENCE
-        while os.readlink(LIBRARY / "current") != self.identities[0]:
+        while os.readlink(LIBRARY / "current") != version:
             if time.monotonic() > deadline:
-                raise Broken(f"an upgrade to {self.identities[0]} did not come")
+                raise Broken(f"an upgrade to {version} did not come")
             time.sleep(0.02)
 
     # The promises
@@ -363,9 +364,14 @@ class Soak:
         inside = {path.name: populated(path) for path in cells().iterdir() if path.is_dir() and path.name != "anchor"}
         if left or any(inside.values()):
             raise Broken(f"I2: left after all is absent: {left} {inside}")
-        self.identities.sort(key=lambda one: one != os.readlink(LIBRARY / "current"))
-        shutil.rmtree(LIBRARY / self.identities[1])
         return {"lines": lines}
+
+    def leave(self) -> None:
+        """The host has its own version of the agent again, and no other."""
+        _own, other = self.versions
+        if os.readlink(LIBRARY / "current") == other:
+            self.upgrade()
+        shutil.rmtree(LIBRARY / other)
 
     def check_tracked(self) -> None:
         """I4: every process in a cell is there beside one that the agent knows, and each of those is in a cell."""
