@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.pm3.fleet.plugins.plugin_utils import _packing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hosts import Fleet  # the bench is a program of its own, not a package
@@ -28,7 +27,6 @@ MANY = tuple(f"app{number}" for number in range(1, 11))  # what tests of the fle
 FILES = Path(__file__).parent / "files"
 CHECKOUT = Path(__file__).resolve().parents[2]
 CALLBACK = "pm3.fleet.instances"
-IDENTITY = _packing.identity(_packing.agent_files())
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 
 Result = dict[str, Any]
@@ -162,8 +160,8 @@ def many(fleet: Fleet) -> Fleet:
 
 
 @pytest.fixture(scope="session")
-def agents(play: Play) -> None:
-    """The agent runs on all hosts, and the files of the shop are there."""
+def agents(fleet: Fleet, play: Play) -> str:
+    """The agent runs on all hosts, and the files of the shop are there. Gives the agent's identity."""
     done = play(
         [
             {"ansible.builtin.copy": {"src": f"{FILES}/", "dest": "/srv/shop/", "mode": "0755"}},
@@ -171,6 +169,7 @@ def agents(play: Play) -> None:
         roles=["pm3.fleet.agent"],
     )
     assert done.status == 0, done.output
+    return fleet.ssh("app1", "readlink /usr/local/lib/pm3/current").stdout.strip()
 
 
 def processes(**options: Any) -> dict[str, Any]:
@@ -179,11 +178,11 @@ def processes(**options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def clean(agents: None, fleet: Fleet) -> Iterator[None]:
+def clean(agents: str, fleet: Fleet) -> Iterator[None]:
     """Whatever a test applied is gone after it, on each host on which the agent still is; and that is the one that was installed."""
     yield
     gone = " && ".join(f"pm3 apply --project {name} --state absent" for name in ("shop", "other"))
-    ours = f"readlink /usr/local/lib/pm3/current | tee /dev/stderr | grep -Fxq {IDENTITY}"
+    ours = f"readlink /usr/local/lib/pm3/current | tee /dev/stderr | grep -Fxq {agents}"
     for host in NAMES:
         done = fleet.ssh(host, f"test ! -e /usr/local/bin/pm3 || {{ {gone} && pm3 delete --all && {ours}; }}")
         assert done.returncode == 0, done

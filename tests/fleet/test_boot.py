@@ -77,7 +77,7 @@ def test_a_reboot_under_systemd(place: Place, fleet: Fleet, play: Play) -> None:
 
 
 @pytest.fixture
-def bare(fleet: Fleet, agents: None, play: Play) -> Iterator[str]:
+def bare(fleet: Fleet, agents: str, play: Play) -> Iterator[str]:
     """A host that has no agent, and has one again afterwards."""
     gone = agent(state="absent", stop_instances=True, purge=True)
     began(play([gone], hosts="app3"))

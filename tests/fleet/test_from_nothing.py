@@ -36,7 +36,7 @@ def test_role_and_project_from_nothing_and_the_same_again(fleet: Fleet, play: Pl
         assert {row["name"]: row["pid"] for row in second.results[host]["instances"]} == pids[host]
 
 
-def test_the_role_is_what_it_says(agents: None, fleet: Fleet) -> None:
+def test_the_role_is_what_it_says(agents: str, fleet: Fleet) -> None:
     assert fleet.ssh("app1", "systemctl is-active pm3 pm3-cells; systemctl is-enabled pm3").stdout.split() == [
         "active",
         "active",

@@ -84,7 +84,7 @@ def several(play: Play, **tasks: dict[str, Any]) -> dict[str, Result]:
 
 
 @pytest.fixture(scope="module")
-def shop(agents: None, play: Play) -> Iterator[Callable[..., Result]]:
+def shop(agents: str, play: Play) -> Iterator[Callable[..., Result]]:
     """Applies definitions where nothing of the project was."""
     absent = processes(state="absent")
 

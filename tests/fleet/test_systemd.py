@@ -19,7 +19,7 @@ HOST = "app1"
 
 
 @pytest.fixture(autouse=True)
-def clean(agents: None, play: Play) -> Iterator[None]:
+def clean(agents: str, play: Play) -> Iterator[None]:
     """The one host of these tests is as before."""
     yield
     done = play([processes(state="absent")], hosts=HOST)
