@@ -179,7 +179,7 @@ class Changes:
 
     def restart(self, request: Document, _peer: Peer, client: Client) -> None:
         def steps() -> Steps:
-            targets = self._to_restart(request["names"])
+            targets = selection.ordered(self._to_restart(request["names"]))
             pace = Pace(self._supervisor.loop)
             for one in targets:
                 if pace.over():
@@ -196,17 +196,16 @@ class Changes:
 
         self._in_turn_of(self._to_restart(request["names"]), steps, client)
 
-    def _to_restart(self, names: Sequence[str] | None) -> list[Instance]:
+    def _to_restart(self, names: Sequence[str] | None) -> set[Instance]:
         """What is named, and what depends on it; but a dependent that was stopped on purpose stays so (I3)."""
-        named = self._selection.named_or_all(names)
-        dependents = [one for one in walks.with_dependents(self._supervisor, named) if one.wanted]
-        return selection.ordered({*named, *dependents})
+        named = self._selection.meant(names)
+        return {*named, *(one for one in walks.with_dependents(self._supervisor, named) if one.wanted)}
 
     def reload(self, request: Document, _peer: Peer, client: Client) -> None:
         from .reload import Reload
 
         def steps() -> Steps:
-            targets = self._selection.named_or_all(request["names"])
+            targets = self._selection.named(request["names"])
             reload = Reload(self._supervisor, targets, request["path"])
             yield from reload.steps()
             failed = ", ".join(sorted(reload.failed))
@@ -219,9 +218,9 @@ class Changes:
                     {**messages.success(done + f" (failed: {failed})" * bool(failed)), "failed": reload.failed}
                 )
 
-        self._in_turn_of(self._selection.named_or_all(request["names"]), steps, client)
+        self._in_turn_of(self._selection.meant(request["names"]), steps, client)
 
-    def _in_turn_of(self, targets: Sequence[Instance], steps: Callable[[], Steps], client: Client) -> None:
+    def _in_turn_of(self, targets: Collection[Instance], steps: Callable[[], Steps], client: Client) -> None:
         self._work.in_turn({one.project for one in targets}, {one.process for one in targets}, steps, client)
 
     def signal(self, request: Document, _peer: Peer, client: Client) -> None:
@@ -236,7 +235,7 @@ class Changes:
         client.finish(messages.success(f"sent {said} to '{name}'"))
 
     def flush(self, request: Document, _peer: Peer, client: Client) -> None:
-        targets = self._selection.named_or_all(request["names"])
+        targets = self._selection.named(request["names"])
 
         def done(problems: list[str]) -> None:
             said = "; ".join(problems)

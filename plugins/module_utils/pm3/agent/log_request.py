@@ -36,7 +36,7 @@ class LogRequest:
         self._request = request
         self._client = client
         self._names = [*(request["names"] or ()), *([request["name"]] if request["name"] is not None else ())]
-        found = selection.named_or_all(self._names or None)
+        found = selection.named(self._names or None)
         self._shown = {one.name for one in found}
         self._follower: Follower | None = None
         files = [file for one in found for file in self._files(one)]

@@ -24,6 +24,8 @@ from .tasks import All, Steps, Task
 
 @dataclass
 class Reload:
+    """One `reload` request: every instance replaced without a gap, process by process in order of dependency."""
+
     supervisor: Supervisor
     targets: Sequence[Instance]
     path: str | None  # PATH for the new processes, where the request carried one

@@ -165,7 +165,7 @@ class Requests:
         return self._supervisor.instances.get(instance.name) is instance
 
     def _selected(self, project: str | None, names: Sequence[str] | None) -> list[Instance]:
-        found = self._selection.named_or_all(names or None)
+        found = self._selection.named(names or None)
         return [one for one in found if project is None or one.project == project]
 
     def _log(self, request: Document, _peer: Peer, client: Client) -> None:

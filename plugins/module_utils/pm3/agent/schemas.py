@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing, suppress
-from urllib.parse import quote
 
 SCHEMA = 2
 # What leads from each schema to the next, beginning with none. What has been released is never edited, only added to.
@@ -108,7 +107,9 @@ def _in_memory(path: str) -> sqlite3.Connection:
 
 
 def _read_only(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
+    # What sqlite.org/uri.html asks for; urllib is half a megabyte with what it imports.
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, isolation_level=None)
 
 
 def _raise_schema(db: sqlite3.Connection, path: str) -> None:

@@ -23,6 +23,21 @@ def ordered(instances: Iterable[Instance]) -> list[Instance]:
     return sorted(instances, key=lambda one: natural(one.name))
 
 
+class _Families:
+    """Instances by their process, and by their group."""
+
+    def __init__(self, instances: Iterable[Instance]) -> None:
+        self._processes: dict[str, list[Instance]] = {}
+        self._groups: dict[str, list[Instance]] = {}
+        for one in instances:
+            self._processes.setdefault(one.process, []).append(one)
+            if one.definition.group:
+                self._groups.setdefault(one.definition.group, []).append(one)
+
+    def of(self, name: str) -> list[Instance]:
+        return self._processes.get(name) or self._groups.get(name, [])
+
+
 class Selection:
     """The instances that names mean at this moment. A process that is defined to have none here means none, and is no mistake."""
 
@@ -30,20 +45,28 @@ class Selection:
         self._supervisor = supervisor
         self._projects = projects
 
-    def named(self, names: Iterable[str]) -> list[Instance]:
-        """Raises `Refused` for a name that is none."""
+    def meant(self, names: Iterable[str] | None) -> list[Instance]:
+        """What the names mean, each once, in no order; None, which is not the same as no name at all, is everything (spec: pm3.md,
+        section 6.2). Raises `Refused` for a name that is none."""
         everything = self._supervisor.instances
+        if names is None:
+            return list(everything.values())
         found: dict[str, Instance] = {}
+        families: _Families | None = None
         for name in names:
             if name in everything:
-                matches = [everything[name]]
-            else:
-                matches = [one for one in everything.values() if one.process == name]
-                matches = matches or [one for one in everything.values() if one.definition.group == name]
+                found[name] = everything[name]
+                continue
+            families = families or _Families(everything.values())
+            matches = families.of(name)
             if not matches and name not in self._uninhabited():
                 raise Refused(f"process or group not found: {name}{self._hint(name)}")
             found.update((one.name, one) for one in matches)
-        return ordered(found.values())
+        return list(found.values())
+
+    def named(self, names: Iterable[str] | None) -> list[Instance]:
+        """As `meant`, in the order in which they are shown."""
+        return ordered(self.meant(names))
 
     def one_or_more(self, name: str) -> list[Instance]:
         """As `named`, where an answer is about an instance. Raises `Refused` also if there is none here."""
@@ -52,15 +75,10 @@ class Selection:
             raise Refused(f"process '{name}' has no instance here")
         return found
 
-    def named_or_all(self, names: Sequence[str] | None) -> list[Instance]:
-        """Those that are named; without names, which is not the same as no name at all, everything (spec: pm3.md, section 6.2)."""
-        return self.named(names) if names is not None else ordered(self._supervisor.instances.values())
-
-    def with_dependents(self, names: Sequence[str] | None) -> list[Instance]:
+    def with_dependents(self, names: Iterable[str] | None) -> list[Instance]:
         """What is named, and what depends on it."""
-        if names is None:
-            return ordered(self._supervisor.instances.values())
-        return ordered(walks.with_dependents(self._supervisor, self.named(names)))
+        found = self.meant(names)
+        return ordered(walks.with_dependents(self._supervisor, found) if names is not None else found)
 
     def _uninhabited(self) -> set[str]:
         """Names and groups of the processes that are defined to have no instance here."""

@@ -21,6 +21,8 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Target:
+    """What a check over the network asks."""
+
     scheme: str  # http, https or tcp; exec (a command) and notify (the program speaks first) have no target
     host: str  # without the brackets of IPv6
     port: int

@@ -59,6 +59,8 @@ class Missing(Unfit):
 
 @dataclass(frozen=True)
 class _Schedule:
+    """What a text says, with years and seconds apart from what cron knows."""
+
     minutes: str  # the five fields of cron
     seconds: tuple[int, ...]
     years: frozenset[int] | None  # None: all

@@ -12,6 +12,8 @@ RAW, JSON = "raw", "json"
 
 @dataclass(frozen=True)
 class LogOptions:
+    """How the output of a process is kept: the `log_…` fields as a pump needs them."""
+
     max_size: int = 10 * 1024 * 1024  # bytes after which a log is rotated, at the end of a line; 0: never
     max_age: float = 0.0  # seconds after its first byte at which it is rotated, when more output comes; 0: never
     keep: int = 3  # rotated copies; 0: none

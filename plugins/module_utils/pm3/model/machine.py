@@ -91,11 +91,15 @@ class Unasked:
 
 @dataclass(frozen=True)
 class Passed:
+    """One attempt of a check was a success."""
+
     check: Check
 
 
 @dataclass(frozen=True)
 class Failed:
+    """One attempt of a check was none."""
+
     check: Check
     message: str = ""
 
@@ -110,6 +114,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Fired:
+    """The time that was asked for has come."""
+
     timer: Timer
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+_NUMBER = re.compile(r"([0-9]{1,18})")
+
 
 def natural(name: str) -> tuple[list[Any], str]:
     """The key that sorts `web:2` before `web:10`."""
-    parts = re.split(r"([0-9]{1,18})", name)
+    parts = _NUMBER.split(name)
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], name

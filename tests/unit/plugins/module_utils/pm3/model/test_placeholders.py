@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.placeholders import NAMES, Scope, expand, used
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.expressions import NAMES
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.placeholders import Scope, expand, used
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.problems import Unfit
 from hypothesis import given
 from hypothesis import strategies as st
