@@ -20,8 +20,9 @@ from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.logs import Ta
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.log_options import LogOptions
 
-from .conftest import descriptors
+from .conftest import Agent, descriptors
 from .log_reading import Reader, append, log_file
+from .waiting import until
 
 
 @pytest.fixture
@@ -259,3 +260,37 @@ def test_a_flood_through_the_pump_is_followed_without_a_gap(tmp_path: Path, read
     pumps.drain(streams, reader.loop.stop)
     reader.run()
     pumps.close()
+
+
+@pytest.mark.parametrize("harm", ["link", "second name", "link to itself"])
+def test_nothing_is_read_through_what_stands_in_place_of_a_named_log(agent: Agent, harm: str) -> None:
+    """Who may write the folder of a named log could show anybody's file to whoever reads it; and one bad log is no other's affair."""
+    log, secret = agent.folder / "web.log", agent.folder / "secret"
+    secret.write_text("root only\n")
+    if harm == "second name":
+        log.hardlink_to(secret)
+    else:
+        log.symlink_to(secret if harm == "link" else log)
+    agent.file("""
+        [good]
+        command = "sh -c 'echo fine; exec sleep 1000000'"
+        [web]
+        command = "sh -c 'sleep 1000000'"
+        stdout_file = "web.log"
+        """)
+    agent.pm3("start")
+    until(lambda: agent.pm3("log", "good").stdout == "fine\n", "it has written")
+    assert agent.pm3("log", "web").stdout == ""
+    assert agent.pm3("log").stdout == "[good] fine\n"
+    (shown,) = agent.ask("snapshot", names=["web"], log_lines=5)["instances"]
+    assert shown["log_tail"] == []
+    following = agent.begin("log", "-f", "web")
+    try:
+        secret.write_text("root only\nand more\n")
+        log.unlink()
+        log.write_text("a log again\n")
+        assert following.stdout is not None
+        assert following.stdout.readline() == "a log again\n"
+    finally:
+        following.kill()
+        following.communicate()

@@ -504,16 +504,16 @@ def test_tails_while_a_writer_rotates(tmp_path: Path, reader: Reader) -> None:
 
 def test_newest_lines_across_a_rotation(tmp_path: Path) -> None:
     (log,) = writers(tmp_path, 1)
-    assert newest_lines(log.file.path, 3) == []
+    assert newest_lines(log.file, 3) == []
     log.write(b"1\n2\n3\n", 1)
     log.rotate()
-    assert newest_lines(log.file.path, 2) == ["2", "3"]
+    assert newest_lines(log.file, 2) == ["2", "3"]
     log.write(b"4\r\n\xff", 1)
     before = descriptors()
-    assert newest_lines(log.file.path, 4) == ["2", "3", "4", "\ufffd"]
-    assert newest_lines(log.file.path, 0) == []
+    assert newest_lines(log.file, 4) == ["2", "3", "4", "\ufffd"]
+    assert newest_lines(log.file, 0) == []
     log.write(b"x" * 100_000, 1)
-    assert [len(line) for line in newest_lines(log.file.path, 2, limit_bytes=1000)] == [1000]
+    assert [len(line) for line in newest_lines(log.file, 2, limit_bytes=1000)] == [1000]
     assert descriptors() == before
 
 

@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.log import LogFile
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.agent.output import Pumps, last_lines
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.log_options import LogOptions
 from ansible_collections.pm3.fleet.tests.integration.agent.pumping import (
     PLAIN,
     WRITER,
@@ -334,12 +336,20 @@ def test_hundreds_of_streams_that_end_while_others_are_taken_on(room: Room) -> N
 def test_last_lines(tmp_path: Path, content: bytes, lines: int, limit: int, expected: list[str]) -> None:
     log = tmp_path / "log"
     log.write_bytes(content)
-    assert last_lines(str(log), lines, limit) == expected
+    assert last_lines(named(log), lines, 0, limit) == expected
 
 
 def test_last_lines_of_no_file(tmp_path: Path) -> None:
-    assert last_lines(str(tmp_path / "none"), 5) == []
-    assert last_lines(str(tmp_path), 5) == []
+    assert last_lines(named(tmp_path / "none"), 5, 0) == []
+    assert last_lines(named(tmp_path), 5, 0) == []
+    (tmp_path / "log").write_bytes(b"a\n")
+    (tmp_path / "link").symlink_to("log")
+    assert last_lines(named(tmp_path / "link"), 5, 0) == ["a"]
+    assert last_lines(named(tmp_path / "link", follow=False), 5, 0) == []
+
+
+def named(path: Path, follow: bool = True) -> LogFile:
+    return LogFile(str(path), None, LogOptions(), "web", "web", follow)
 
 
 def _umask() -> int:

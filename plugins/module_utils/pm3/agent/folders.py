@@ -15,6 +15,7 @@ import stat
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+SECOND_NAME = "it has a second name, so that it may be somebody else's file"
 _STEPS = 4096  # more than any path has, with all its links
 
 
@@ -29,6 +30,22 @@ def open_folder(path: bytes, follow: bool, make: bool = False) -> int:
             raise
         os.makedirs(path, 0o750, exist_ok=True)
         return os.open(path, _FOLDER)
+
+
+def open_to_read(path: bytes, flags: int, follow: bool) -> int:
+    """A descriptor of a file. Unless links are to be followed, only one that is nobody else's in disguise. Raises OSError, ELOOP too."""
+    if follow:
+        return os.open(path, flags)
+    folder = open_folder(os.path.dirname(path), follow)
+    try:
+        fd = os.open(os.path.basename(path), flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        os.close(fd)
+        raise OSError(errno.ELOOP, SECOND_NAME)
+    return fd
 
 
 def _walk(path: bytes, make: bool) -> int:

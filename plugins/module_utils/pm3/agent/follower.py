@@ -10,13 +10,15 @@ live one. What was written but for its index record yet has the time of the file
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from .folders import open_folder
 from .inotify import CREATE, DELETE, IGNORED, MODIFY, MOVED_FROM, MOVED_TO, OVERFLOW, Inotify
-from .log_file import Copy, Descriptors, File, Part, Source, copies, is_packed, open_copy
+from .log_file import Copy, Descriptors, File, Part, Source, copies, explained, is_packed, open_copy
 from .log_index import Record, Times
 from .logs import Emit, Failed, Merge, Steps, Work, newest
 from .loop import READ, Callback, Loop
@@ -216,9 +218,17 @@ class Follower:
             self._changed[log] = None
 
     def _watch_folder(self, log: _Log) -> None:
-        folder, name = os.path.split(log.file.log)
-        os.makedirs(folder, 0o750, exist_ok=True)
-        watch = self._inotify.watch(folder, CREATE | DELETE | MOVED_FROM | MOVED_TO)
+        path, name = os.path.split(log.file.log)
+        try:
+            folder = open_folder(path, log.file.follow, make=True)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return  # its writer does not go there either
+            raise explained(error) from None
+        try:
+            watch = self._inotify.watch(b"/proc/self/fd/%d" % folder, CREATE | DELETE | MOVED_FROM | MOVED_TO)
+        finally:
+            os.close(folder)
         self._folders.setdefault(watch, {})[name] = log
 
 

@@ -20,7 +20,7 @@ from typing import Callable, Protocol
 from ..model.log_options import LogOptions
 from ..model.slots import slotted
 from . import rotation
-from .folders import open_folder
+from .folders import SECOND_NAME, open_folder
 from .index_writer import IndexWriter
 from .packing import Packing
 from .pipes import null, splice
@@ -172,7 +172,7 @@ class Log:
         if not self._regular and found.st_rdev != os.fstat(null()).st_rdev:
             return "it is not a regular file"
         if self._regular and not self._file.follow and found.st_nlink > 1:
-            return "it has a second name, so that it may be somebody else's file"
+            return SECOND_NAME
         return None
 
     def close(self) -> None:

@@ -14,13 +14,15 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
+from .folders import open_to_read
 from .log_index import Times, first
 
 if TYPE_CHECKING:
+    from .log import LogFile
     from .log_index import Record
 
 LINE = 64 * 1024  # bytes of a line that are shown
@@ -43,6 +45,7 @@ class File:
     stream: str  # "out" or "err"
     path: str
     index: str
+    follow: bool = True  # symbolic links, as its writer does
 
     @property
     def log(self) -> bytes:
@@ -50,6 +53,11 @@ class File:
 
     def index_of_copy(self, number: int) -> bytes:
         return _numbered(self.index.encode("utf-8", "surrogateescape"), number)
+
+
+def files(name: str, logs: Iterable[LogFile]) -> list[File]:
+    """The logs of an instance's stdout and stderr, to be read."""
+    return [File(name, stream, log.path, log.index or "", log.follow) for stream, log in zip(("out", "err"), logs)]
 
 
 class Line(NamedTuple):
@@ -154,7 +162,7 @@ class Descriptors:
 def open_copy(file: File, number: int) -> tuple[Copy, int] | None:
     """That copy of a log and a descriptor of it. None: there is none (or it is no file to read)."""
     for packed in (False, True) if number else (False,):
-        fd = _open(_name(file, number, packed))
+        fd = _open(file, number, packed)
         if fd >= 0:
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode):
@@ -419,21 +427,26 @@ def _numbered(path: bytes, number: int) -> bytes:
     return b"%s.%d" % (path, number) if number else path
 
 
-def _open(path: bytes) -> int:
+def _open(file: File, number: int, packed: bool) -> int:
     try:
-        return os.open(path, _FLAGS)
+        return open_to_read(_name(file, number, packed), _FLAGS, file.follow)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return -1
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise OSError(error.errno, _TOO_MANY) from None
-        raise
+        if error.errno == errno.ELOOP:  # a link that nobody follows, or one that leads to itself
+            return -1
+        raise explained(error) from None
+
+
+def explained(error: OSError) -> OSError:
+    """The error that tells a reader what to do, where that is known."""
+    return OSError(error.errno, _TOO_MANY) if error.errno in (errno.EMFILE, errno.ENFILE) else error
 
 
 def _open_again(copy: Copy) -> int:
     number, missing = copy.number, 0
     while missing < 2:
-        fd = _open(_name(copy.file, number, copy.packed))
+        fd = _open(copy.file, number, copy.packed)
         if fd < 0:
             missing += 1
         else:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..wire import messages
+from . import log_file
 from .follower import Follower
 from .instance import Instance
 from .log_file import File
@@ -49,11 +50,8 @@ class LogRequest:
             client.on_gone, client.on_drained = tail.close, tail.resume
 
     def _files(self, one: Instance) -> list[File]:
-        return [
-            File(one.name, stream, log.path, log.index or "")
-            for stream, log in zip(("out", "err"), self._supervisor.logs(one))
-            if self._request["stream"] in (None, stream)
-        ]
+        found = log_file.files(one.name, self._supervisor.logs(one))
+        return [file for file in found if self._request["stream"] in (None, file.stream)]
 
     def _emit(self, file: File, moment: int | None, line: str) -> bool:
         answer = {"type": "log_line", "line": line, "stream": file.stream}

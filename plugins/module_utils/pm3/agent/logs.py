@@ -17,6 +17,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import Callable, Optional
 
@@ -302,13 +303,13 @@ def text(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\r")
 
 
-def newest_lines(path: str, lines: int, limit_bytes: int = 64 * 1024) -> list[str]:
+def newest_lines(log: File, lines: int, limit_bytes: int = 64 * 1024) -> list[str]:
     """The newest `lines` lines of a log, as far as its last `limit_bytes` hold them, across its rotation.
 
     At once, for a few lines where no client waits; a line without its end is one too.
     """
     descriptors = Descriptors()
-    file = File("", "", path, path + "/")  # in order of the file: no index is needed
+    file = replace(log, index=log.path + "/")  # in order of the file: no index is needed
     source = Source(file, descriptors, ends=True)
     try:
         steps = newest(source, copies(file, descriptors), descriptors, lines, most=limit_bytes)

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Callable
 
 from . import spool, terminal
+from .folders import open_to_read
 from .log import LogFile
 from .loop import Callback, Loop
 from .pump import Pump
@@ -202,14 +203,14 @@ class Pumps:
         return first, second
 
 
-def last_lines(path: str, lines: int, limit_bytes: int = 64 * 1024, since: int = 0) -> list[str]:
+def last_lines(log: LogFile, lines: int, since: int, limit_bytes: int = 64 * 1024) -> list[str]:
     """The newest `lines` lines of a log, as far as its last `limit_bytes` hold them; a line without its end yet is one too.
 
-    `since` is the size that the log had at some earlier moment: what was in it then is not given, unless it was truncated meanwhile.
+    `since` is the size that it had at some earlier moment: what was in it then is not given, unless it was truncated meanwhile.
     Bytes that are no UTF-8 are replaced. Of a single line longer than the limit, the end is given. No such file: no lines.
     """
     try:
-        fd = os.open(path.encode("utf-8", "surrogateescape"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_to_read(log.key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, log.follow)
     except OSError:
         return []
     try:

@@ -181,8 +181,8 @@ class Supervisor:
     def last_words(self, instance: Instance) -> tuple[str, ...]:
         """The last lines that it wrote since it was last started: to stderr, or if there are none, to stdout. Without secrets."""
         (out, err), (out_start, err_start) = self.logs(instance), instance.log_starts
-        lines = last_lines(err.path, _LAST_WORDS, since=err_start)
-        lines = lines or last_lines(out.path, _LAST_WORDS, since=out_start)
+        lines = last_lines(err, _LAST_WORDS, err_start)
+        lines = lines or last_lines(out, _LAST_WORDS, out_start)
         # Now: they are kept, and a definition that comes later knows other secrets.
         secrets = instance.definition.secrets.values()
         return tuple(rows.masked(line, secrets) for line in lines)

@@ -15,7 +15,6 @@ from ..model.life import Phase
 from ..model.plan import MASK, Change
 from . import accounts
 from .instance import Instance
-from .output import last_lines
 from .store import Revision
 from .supervisor import Supervisor
 from .usage import Used
@@ -93,9 +92,14 @@ def snapshot(supervisor: Supervisor, instance: Instance, used: Used | None, log_
         "stderr_log": err.path,
     }
     if log_lines:
+        from .log_file import files  # not before somebody reads one
+        from .logs import newest_lines
+
         secrets = list(instance.definition.secrets.values())
         shown["log_tail"] = [
-            rows.masked(line, secrets) for log in (out, err) for line in last_lines(log.path, log_lines)
+            rows.masked(line, secrets)
+            for log in files(instance.name, (out, err))
+            for line in newest_lines(log, log_lines)
         ]
     return shown
 
