@@ -15,12 +15,15 @@ HOST, USER = "app2", "deploy"
 DATA_DIR = "/home/deploy/my agent 100%"  # so that it also shows what is quoted where
 UNIT = "/home/deploy/.config/systemd/user/pm3.service"
 
-# web ignores SIGTERM and leaves something behind: a stop must also find that where the instance has no cgroup of ours.
+# web ignores SIGTERM and leaves something behind: a stop must also find that where the instance has no cgroup of ours, or the agent has
+# none any more; and a check that runs beside it changes nothing about that.
 SHOP = r"""
 [web]
-command = "sh -c 'sleep 1000001 & trap : TERM; while :; do echo tick; sleep 0.1; done'"
+command = "sh -c 'setsid sleep 1000001 >/dev/null 2>&1 & trap : TERM; while :; do echo tick; sleep 0.1; done'"
 instances = 2
 kill_timeout = 500
+liveness_check = "exec://true"
+liveness_interval = 1
 
 [rest]
 command = "sleep 1000002"
@@ -89,6 +92,7 @@ def test_an_agent_is_handed_over_and_back_and_survives_a_reboot(person: Person, 
     person.types('tail -n 0 -f "$PM3_DATA_DIR/logs/web:1-out.log" | grep -m 1 tick')
     person.types("pm3 stop web:0; pm3 stop rest")
     assert person.types(f"pgrep -s {before['web:0']} || true").stdout == ""
+    assert len(person.types("pgrep -fx 'sleep 1000001'").stdout.split()) == 1
     person.types("pm3 start web")
     changed = person.pids()
     assert changed["web:1"] == before["web:1"]

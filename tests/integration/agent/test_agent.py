@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Agent, alive, stack_of
+from .conftest import COMMAND, Agent, alive, stack_of
 from .waiting import until
 
 SLEEP = {"command": "sleep 1000", "min_uptime": 150}
@@ -334,6 +336,31 @@ def test_environment_is_built_and_not_inherited(tmp_path: Path) -> None:
         agent.end()
 
 
+def test_what_whoever_started_the_agent_did_with_signals_is_nobody_elses_affair(tmp_path: Path) -> None:
+    """A shell ignores some for what it runs in the background, and others are ignored, or held back, by who starts the agent."""
+    agent = Agent(tmp_path)
+    held = {signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD}
+    code = f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {set(map(int, held))!r}); os.execvp(sys.argv[1], sys.argv[1:])"
+    ignoring = ["sh", "-c", 'trap "" QUIT INT TSTP USR2; exec "$@"', "sh", sys.executable, "-c", code]
+    subprocess.run([*ignoring, *COMMAND, "list"], env=agent.environment, check=True, capture_output=True, timeout=60)
+    try:
+        agent.apply({"web": {**SLEEP, "kill_signal": "SIGQUIT"}})
+        status = Path(f"/proc/{agent.pids()['web']}/status").read_text()
+        # All but the two that the C library keeps for itself.
+        masks = {
+            name: int(value, 16) & 0x7FFFFFFF
+            for name, value in re.findall(r"^(SigBlk|SigIgn):\s+(\w+)", status, re.MULTILINE)
+        }
+        assert masks == {"SigBlk": 0, "SigIgn": 0}
+        agent.ask("stop", names=["web"])
+        assert agent.instance("web")["last_exit"]["signal"] == signal.SIGQUIT
+        before = agent.pid()
+        os.kill(before, signal.SIGTERM)  # which it does not hold back either
+        until(lambda: not alive(before), "it has ended")
+    finally:
+        agent.end()
+
+
 def test_an_instance_leads_its_own_session_and_holds_no_descriptor_of_ours(agent: Agent) -> None:
     agent.apply({"web": SLEEP})
     pid = agent.pids()["web"]
@@ -349,8 +376,21 @@ def test_an_instance_runs_as_its_user(agent: Agent) -> None:
     agent.apply({"web": {"command": "sh -c 'id -u; id -g; echo $USER; exec sleep 1000'", "user": "nobody", "cwd": "/"}})
     until(lambda: agent.log("web-out").count("\n") == 3, "it tells who it is")
     assert agent.log("web-out").split() == [str(nobody.pw_uid), str(nobody.pw_gid), "nobody"]
+    # What it runs beside its program may write where that may.
+    says = "echo checked >/dev/stderr && echo checked >/dev/stdout"
+    checked = {
+        **SLEEP,
+        "user": "nobody",
+        "cwd": "/",
+        "readiness_check": f"exec://sh -c '{says}'",
+        "readiness_timeout": 5,
+    }
+    made = agent.apply({"web": {**checked, "stop_command": f"{says} && kill -INT $PM3_PID"}})
+    assert made["ok"], made
+    agent.ask("stop", names=["web"])
+    assert agent.instance("web")["last_exit"]["signal"] == signal.SIGINT
     unknown = agent.apply({"web": {**SLEEP, "user": "no-such-user"}})
-    assert unknown["instances"][0]["reason"] == "user no-such-user does not exist on this host; back on revision 1"
+    assert unknown["instances"][0]["reason"] == "user no-such-user does not exist on this host; back on revision 2"
 
 
 def test_the_limit_of_open_files_is_not_the_agents(agent: Agent) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -100,7 +101,8 @@ class Agent:
 class Kept:
     """A keeper in the background, with the agents that it starts."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, first: str = "", **environment: str) -> None:
+        """`first`: code that is run before the keeper."""
         self.data_dir = folder / "data"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "control"))
@@ -109,7 +111,7 @@ class Kept:
         (folder / "agent.py").write_text(AGENT)
         self.agents: list[Agent] = []
         self.command = [sys.executable, "-I", "-S", str(folder / "agent.py"), str(folder / "control")]
-        self.starter, self.ready = started(self.data_dir, self.command, **environment)
+        self.starter, self.ready = started(self.data_dir, self.command, first, **environment)
 
     def agent(self) -> Agent:
         """The next one that the keeper starts."""
@@ -139,10 +141,12 @@ class Kept:
             agent.close()  # which ends it, if it lives
 
 
-def started(data_dir: Path, command: list[str], **environment: str) -> tuple[subprocess.Popen[bytes], int]:
+def started(
+    data_dir: Path, command: list[str], first: str = "", **environment: str
+) -> tuple[subprocess.Popen[bytes], int]:
     """A keeper that was started, and the reading end of its readiness pipe."""
     source = Path(keeper_module.__file__).parents[2]
-    code = f"import sys; sys.path.insert(0, {str(source)!r}); from pm3.agent import keeper; "
+    code = f"import sys; sys.path.insert(0, {str(source)!r}); from pm3.agent import keeper\n{first}\n"
     code += f"sys.exit(keeper.main({str(data_dir)!r}, {command!r}))"
     read, write = os.pipe()
     process = subprocess.Popen(
@@ -283,20 +287,53 @@ def test_the_last_words_of_an_agent_count(kept: Kept) -> None:
     assert kept.ready_agent().tell("content(4)") == "words"
 
 
-def test_thousands_fit_and_the_agent_keeps_its_own_limit(kept: Kept) -> None:
-    import resource
-
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 8192:
+def test_thousands_fit_under_a_usual_limit_of_descriptors(tmp_path: Path) -> None:
+    """A soft limit of 1024 is what most hosts give; the agent's programs are to have it, but a thousand descriptors do not fit into it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 8192:
         pytest.skip("this machine allows too few descriptors")
-    agent = kept.ready_agent()
-    before = agent.tell("__import__('resource').getrlimit(7)")
-    agent.tell("shared = [memfd('x'), memfd('y'), memfd('z')]")
-    agent.tell("[notify('FDSTORE=1\\nFDNAME=%d' % number, shared) for number in range(1000)]")
-    agent.order("os.kill(os.getpid(), 9)")
-    agent = kept.ready_agent()
-    assert agent.tell("len(fds)") == 3001
-    assert agent.tell("[content(fd) for fd in (3001, 3002, 3003)]") == ["x", "y", "z"]
-    assert agent.tell("__import__('resource').getrlimit(7)") == before
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        kept = Kept(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        agent = kept.ready_agent()
+        agent.tell("shared = [memfd('x'), memfd('y'), memfd('z')]")
+        agent.tell("[notify('FDSTORE=1\\nFDNAME=%d' % number, shared) for number in range(1000)]")
+        agent.order("os.kill(os.getpid(), 9)")
+        agent = kept.ready_agent()
+        assert agent.tell("len(fds)") == 3001
+        assert agent.tell("[content(fd) for fd in (3001, 3002, 3003)]") == ["x", "y", "z"]
+        assert agent.tell("os.environ['PM3_OPEN_FILES']") == "1024"
+    finally:
+        kept.end()
+
+
+# The kernel refuses it to nobody who is root, so here it is os.fork that does.
+SCARCE = """
+import os
+begin, refusals = os.fork, [0, 1, 1]
+def scarce():
+    if refusals and refusals.pop(0):
+        raise BlockingIOError(11, 'Resource temporarily unavailable')
+    return begin()
+"""
+
+
+def test_without_room_for_another_process_it_tries_again(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, SCARCE + "keeper.os.fork = scarce")
+    try:
+        agent = kept.ready_agent()
+        agent.tell("notify('FDSTORE=1\\nFDNAME=kept', [memfd('x')])")
+        agent.order("os.kill(os.getpid(), 9)")
+        agent = kept.ready_agent()
+        assert agent.tell("content(4)") == "x"
+        assert (
+            kept.log().count("no agent can be started: Resource temporarily unavailable; it is started again in") == 2
+        )
+    finally:
+        kept.end()
 
 
 def test_names_that_would_make_the_agent_unstartable_are_refused(kept: Kept) -> None:

@@ -105,6 +105,26 @@ def test_what_the_main_process_leaves_at_its_end_is_ended_before_a_new_start(age
     assert zoo.stop() == {}
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+def test_what_checks_and_stop_commands_begin(agent: Agent, crashes: bool) -> None:
+    zoo = Zoo(agent, {"one": "setsid -f NAP; exec sleep 1000"})
+    (nap,) = zoo.naps.values()
+    begins = f"{nap} >/dev/null 2>&1 &"
+    checked = {
+        "command": "sleep 1000",
+        "liveness_check": f"exec://sh -c '{begins} exit 0'",
+        "liveness_interval": 1,
+        "stop_command": f"{begins} kill $PM3_PID",
+    }
+    assert agent.apply({"checked": checked})["ok"]
+    until(lambda: len(zoo.left()["one"]) > 1, "a check has left something behind")
+    if crashes:
+        agent.crash()
+    assert agent.ask("stop", names=["checked"])["type"] == "success"
+    assert len(zoo.left()["one"]) == 1
+    assert zoo.stop() == {}
+
+
 def test_a_preforking_server(agent: Agent) -> None:
     (agent.folder / "server.py").write_text(SERVER)
     zoo = Zoo(agent, {"server": f"exec {sys.executable} server.py NAP"})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import threading
@@ -409,3 +411,25 @@ def test_what_is_deleted_during_a_roll_is_gone_when_the_roll_has_seen_it(agent: 
     assert result["instances"][1]["reason"].startswith("was stopped meanwhile (pm3 delete by ")
     assert deleted()["message"] == "deleted: web:1"
     assert set(agent.instances()) == {"web:0"}
+
+
+def test_who_got_the_pid_of_one_that_was_stopping_is_left_alone(agent: Agent) -> None:
+    """The instance, its agent and the keeper all died; no pid is believed without its start time (W30)."""
+    assert agent.apply({"web": STUBBORN | {"kill_timeout": 60_000}})["ok"]
+    pid, keeper, one = agent.pid(), keeper_of(agent), agent.pids()["web"]
+    stopping = agent.begin("stop", "web")
+    until(lambda: agent.instance("web")["phase"] == "stopping", "it is told to stop")
+    for number in (keeper, pid):
+        os.kill(number, signal.SIGKILL)
+        until(lambda number=number: not alive(number), "it is gone")
+    os.killpg(one, signal.SIGKILL)
+    assert "closed the connection" in stopping.communicate()[0]
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
+        try:
+            with contextlib.closing(sqlite3.connect(agent.data_dir / "store.sqlite")) as store, store:
+                store.execute("UPDATE instances SET pid = ?", (stranger.pid,))
+            agent.pm3("list")
+            until(lambda: agent.instance("web")["phase"] == "down", "the instance is known to have ended")
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()

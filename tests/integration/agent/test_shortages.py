@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -56,6 +57,28 @@ def test_more_instances_than_descriptors(agent: Agent) -> None:
     assert not agent.apply(many)["changed"]
     assert agent.pids()["web:0"] == before["web:0"]
     assert "Traceback" not in (agent.data_dir / "agent.log").read_text()
+
+
+def test_a_crash_with_more_descriptors_than_a_usual_limit_allows(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("this machine allows too few descriptors")
+    agent = Agent(tmp_path)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        agent.pm3("list")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        assert agent.apply({"web": {**SLEEP, "instances": 400}})["ok"]
+        before = agent.pids()
+        agent.crash()
+        assert agent.pids() == before
+        assert agent.ask("restart", names=["web:0"])["type"] == "success"
+        limits = Path(f"/proc/{agent.pids()['web:0']}/limits").read_text()
+        assert re.search(r"^Max open files +1024 ", limits, re.MULTILINE), limits
+    finally:
+        agent.end()
 
 
 def test_without_a_single_descriptor(agent: Agent) -> None:

@@ -99,7 +99,7 @@ class Adoption:
         sockets = [fd for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
         pidfds = [fd for fd in fds if fd not in pipes and fd not in sockets]
         if not pidfds and record.pid is not None:
-            pidfds = _opened(record.pid)
+            pidfds = _opened(record.pid, record.start_time)
         instance.streams = self._supervisor.pumps.reopen(record.spawn_id, pipes)
         if record.pid is not None:
             instance.running = Process(record.pid, record.start_time or 0, pidfds[0] if pidfds else -1)
@@ -175,11 +175,16 @@ def _from_record(record: Record) -> Instance:
     return instance
 
 
-def _opened(pid: int) -> list[int]:
+def _opened(pid: int, start_time: int | None) -> list[int]:
+    """A pidfd of the process, or none if another has its number by now."""
     try:
-        return [os.pidfd_open(pid)]
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return []
+    if spawn.start_time(pid) == start_time:
+        return [pidfd]
+    os.close(pidfd)
+    return []
 
 
 def _is_pipe(fd: int) -> bool:

@@ -49,6 +49,15 @@ class Cells:
         os.makedirs(path, exist_ok=True)
         return os.path.join(path, "cgroup.procs")
 
+    def entrance(self, spawn_id: str) -> str:
+        """As `procs`, of the cell that the instance has: an instance that was begun without one does not get an empty one later, in
+        which nothing of it would be found."""
+        cell = self._cell(spawn_id)
+        if cell is None:
+            self.descendants.forget_look()
+            return ""
+        return os.path.join(cell, "cgroup.procs")
+
     def limit(self, spawn_id: str, definition: Definition, new: bool = False) -> None:
         """The kernel keeps the limits of the definition, and none other, for what is in the cell. Raises `LimitError`.
 

@@ -26,7 +26,8 @@ _PATIENCE = 200  # milliseconds in which the kernel ends a process that got SIGK
 class Errand:
     """`done(None)` when the command has exited with 0, else `done(why not)`; once, from the loop, unless cancelled before.
 
-    `reaped` is called when its process is no more, in any case. Raises what prevents the start.
+    `reaped` is called when its process is no more, in any case. `owner` is the user and group that it runs as, None for our own. Raises
+    what prevents the start.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Errand:
         launch: Launch,
         procs: str,
         report: str,
+        owner: tuple[int, int] | None,
         seconds: float,
         done: Callable[[str | None], None],
         reaped: Callable[[Errand], None],
@@ -46,6 +48,8 @@ class Errand:
         self._said = b""
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
+            if owner is not None:
+                os.fchown(write, *owner)  # or /dev/stderr could not be opened by who runs it
             self.process: Process = spawn.spawn(launch, (write, write), procs, report)
         except BaseException:
             os.close(read)

@@ -37,6 +37,7 @@ TAKEN = 69  # an agent's exit status, EX_UNAVAILABLE: another one serves its dat
 ENDS_NAME = "keeper-ends"  # with a hyphen, so that no spawn id is ever the same
 FOREGROUND = "--foreground"  # for who starts and watches it: the first process of a container, or an init system
 READY_VARIABLE = "PM3_READY_FD"
+OPEN_FILES = "PM3_OPEN_FILES"  # the soft limit that an agent's programs get, where its own was raised before it began
 _READY = "ready\n"
 _RECORD, _RECORDS = 64, 1024
 _FIRST_PAUSE, _LONGEST_PAUSE, _STABLE = 0.1, 5.0, 10.0  # seconds
@@ -138,6 +139,7 @@ class Keeper:
         self._notify.bind("")  # the kernel chooses a free abstract address
         self._signals: list[int] = []
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever whoever started us was doing
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda number, _frame: self._signals.append(number))
@@ -168,7 +170,11 @@ class Keeper:
         self._log_start = _log_to(self._log_path)
         self._ready = False
         self._started = time.monotonic()
-        self._agent = os.fork()
+        try:
+            self._agent = os.fork()
+        except OSError as error:  # no room for another process just now
+            self._later(f"no agent can be started: {error.strerror}")
+            return
         if self._agent == 0:
             try:
                 self._become_agent()
@@ -183,6 +189,8 @@ class Keeper:
         environment = {
             **os.environ,
             "PM3_DATA_DIR": os.path.dirname(self._log_path),
+            # Our own soft limit stays: with the usual one of 1024 a program that has a thousand descriptors already cannot even be loaded.
+            OPEN_FILES: str(self._limit[0]),
             "NOTIFY_SOCKET": "@" + self._notify.getsockname()[1:].decode(),
             "LISTEN_PID": str(os.getpid()),
             "LISTEN_FDS": str(len(held)),
@@ -192,7 +200,6 @@ class Keeper:
         aside = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(held)) for _name, fd in held]
         for place, fd in enumerate(aside, 3):
             os.dup2(fd, place)
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
         _become_subreaper()  # for the agent, which it stays by exec: so that needs no ctypes, 0.6 MB
         os.execve(self._command[0], self._command, environment)
 
@@ -211,14 +218,16 @@ class Keeper:
             self._stop_crashes += 1
             if self._stop_crashes == _STOP_TRIES:
                 self._result = 1
+        if self._result is None:
+            self._later(f"the agent (pid {pid}) {how}")
+        else:
+            _say(f"the agent {how}")
+
+    def _later(self, why: str) -> None:
         lasted = time.monotonic() - self._started
         self._pause = _FIRST_PAUSE if lasted >= _STABLE else min(2 * self._pause, _LONGEST_PAUSE)
         self._restart_at = time.monotonic() + self._pause
-        _say(
-            f"the agent (pid {pid}) {how}; it is started again in {self._pause:g} s"
-            if self._result is None
-            else f"the agent {how}"
-        )
+        _say(f"{why}; it is started again in {self._pause:g} s")
 
     # What it says
 

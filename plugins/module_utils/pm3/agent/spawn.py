@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from ..model.life import Cause, End
 from ..model.slots import slotted
+from .keeper import OPEN_FILES
 from .points import reached
 
 # dash runs the EXIT trap when exec fails; bash goes on to the next line if told to, and then runs it too. PWD and the like are the
@@ -54,9 +55,9 @@ _REASONS = {
 }
 _SHELL = "/bin/sh"
 _FIRST = 3  # descriptor of those that are handed to a program (sd_listen_fds(3))
-_RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)  # which Python ignores, and a program expects to end it
+# Python ignores some that a program expects to end it, and whoever first woke the agent may have ignored others, or held them back.
+_RESTORED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3  # linux/pidfd.h
-OPEN_FILES = "PM3_OPEN_FILES"  # by this variable an upgrade in place hands on what the first of us was given
 _OPEN_FILES = int(os.environ.pop(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))  # before raise_limit
 
 
@@ -114,6 +115,7 @@ def spawn(launch: Launch, output: tuple[int, int], procs: str, report: str, sock
                 *((os.POSIX_SPAWN_DUP2, fd, place) for place, fd in enumerate(aside, _FIRST)),
             ],
             setsid=True,
+            setsigmask=(),
             setsigdef=_RESTORED,
         )
     except (OSError, ValueError) as error:

@@ -275,8 +275,8 @@ class Supervisor:
         if work is Work.PROGRAM:  # before it reads them: what changes in between has changed since
             instance.seen = self.fingerprints.take(instance)
         what = launch.program(instance) if work is Work.PROGRAM else launch.hook(instance, work)
-        if self.cells.root is None:
-            what.env[environment.SPAWN_ID] = self.cells.descendants.mark(instance.spawn_id)
+        # Also where there are cells: the agent after us may have none (`pm3 unstartup`).
+        what.env[environment.SPAWN_ID] = self.cells.descendants.mark(instance.spawn_id)
         account, sockets = launch.account(instance), []
         if work is Work.PROGRAM:
             sockets = self.sockets.take(instance, (account.uid, account.gid))
@@ -551,14 +551,16 @@ class Supervisor:
         """Runs a command beside the instance's program. Raises what prevents that."""
         self._sent += 1
         report = self.report(f"{instance.spawn_id}.{self._sent}")
-        procs = self.cells.procs(instance.spawn_id)
+        procs = self.cells.entrance(instance.spawn_id)
+        what.env[environment.SPAWN_ID] = self.cells.descendants.mark(instance.spawn_id)
 
         def reaped(errand: Errand) -> None:
             if errand in instance.errands:
                 instance.errands.remove(errand)
             self._children.pop(errand.process.pid, None)
 
-        errand = Errand(self.loop, what, procs, report, seconds, done, reaped)
+        owner = launch.account(instance).owner
+        errand = Errand(self.loop, what, procs, report, owner, seconds, done, reaped)
         instance.errands.append(errand)
         self._children[errand.process.pid] = errand.ended
         return errand

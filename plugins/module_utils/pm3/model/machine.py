@@ -252,8 +252,8 @@ def _revived(life: Life, now: float, running: bool) -> Outcome:
         Phase.ONLINE: _next_liveness(life),
     }
     effects = rest.get(life.phase, [])
-    if life.phase in (Phase.STARTING, Phase.ONLINE, Phase.UNHEALTHY) and not life.settled:
-        effects = [Arm(Timer.SETTLE, max(0.0, life.policy.min_uptime - _lived(life, now))), *effects]
+    if life.phase in (Phase.STARTING, Phase.ONLINE, Phase.UNHEALTHY):
+        effects = [*_settling(life, now), *effects]
     if life.phase in (Phase.STARTING, Phase.UNHEALTHY):
         life, more = _begin_checks(life)
         effects = [*effects, *more]
@@ -435,6 +435,11 @@ def _next_check(life: Life) -> Outcome:
 def _online(life: Life) -> Outcome:
     life = replace(life, phase=Phase.ONLINE, status=Status.ONLINE, complaint="", missed=0, answered=0)
     return life, _next_liveness(life)
+
+
+def _settling(life: Life, now: float) -> list[Effect]:
+    """What is left of min_uptime."""
+    return [] if life.settled else [Arm(Timer.SETTLE, max(0.0, life.policy.min_uptime - _lived(life, now)))]
 
 
 def _next_liveness(life: Life) -> list[Effect]:
@@ -700,15 +705,16 @@ def _redefined_while_checked(life: Life, event: Event, now: float) -> Outcome:
     life, effects = _begin_checks(
         replace(life, phase=Phase.STARTING, status=Status.STARTING, checks=life.policy.checks)
     )
-    return life, [EndProbe(), Disarm((Timer.GRACE, Timer.ATTEMPT, Timer.PATIENCE)), *effects]
+    return life, [EndProbe(), Disarm((Timer.GRACE, Timer.ATTEMPT, Timer.PATIENCE)), *_settling(life, now), *effects]
 
 
 def _redefined_online(life: Life, event: Event, now: float) -> Outcome:
     before = life.policy.liveness
     life = replace(_redefined(life, event, now)[0], complaint="", missed=0, answered=0)
+    settling = _settling(life, now)
     if before is None and life.policy.liveness is None:
-        return life, []
-    return life, [EndProbe(), Disarm((Timer.ATTEMPT,)), *_next_liveness(life)]
+        return life, settling
+    return life, [EndProbe(), Disarm((Timer.ATTEMPT,)), *settling, *_next_liveness(life)]
 
 
 Handler = Callable[[Life, Event, float], Outcome]

@@ -34,7 +34,10 @@ def data_dir(environ: Mapping[str, str], system: str = SYSTEM) -> str:
 def user_data_dir(environ: Mapping[str, str]) -> str:
     shared = environ.get("XDG_DATA_HOME", "")
     if not shared.startswith("/"):  # the XDG specification: a relative one is to be ignored
-        shared = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".local", "share")
+        home = environ.get("HOME") or os.path.expanduser("~")
+        # Who has no home at all (a user id that nobody gave a name) has one agent all the same, not one for each folder.
+        home = home if home.startswith("/") else "/"
+        shared = os.path.join(home, ".local", "share")
     return os.path.join(os.path.abspath(shared), "pm3")
 
 

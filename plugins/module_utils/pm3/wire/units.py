@@ -45,7 +45,9 @@ RestartSec=100ms
 KillMode=process
 OOMPolicy=continue
 FileDescriptorStoreMax=16384
-LimitNOFILE=1024:1048576
+# The first for the agent, which systemd may begin with thousands of descriptors in its hands, the second for what it runs.
+LimitNOFILE=1048576
+Environment=PM3_OPEN_FILES=1024
 TasksMax=infinity
 
 [Install]

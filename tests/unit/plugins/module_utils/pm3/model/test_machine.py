@@ -1264,6 +1264,20 @@ def test_liveness_changes_while_it_is_online() -> None:
         assert step(world.life, late, world.now) == (world.life, [])
 
 
+@pytest.mark.parametrize("fields", [{}, {"readiness_check": "tcp://localhost:1"}, WATCHED])
+def test_another_min_uptime_counts_for_what_runs(fields: dict[str, Any]) -> None:
+    world = World(Life(policy(**fields, min_uptime=40_000))).tell(Start(), Spawned())
+    begun = world.now
+    world.now += 3
+    world.tell(Redefined(policy(**fields, min_uptime=5_000)))
+    assert world.timers[Timer.SETTLE] == begun + 5
+    world.tell(Redefined(policy(**fields, min_uptime=1_000)))
+    assert world.timers[Timer.SETTLE] == world.now
+    world.fire(Timer.SETTLE).tell(Redefined(policy(**fields, min_uptime=50_000)))
+    assert world.life.settled
+    assert Timer.SETTLE not in world.timers
+
+
 def test_liveness_waits_until_it_is_online() -> None:
     world = World(Life(policy(**WATCHED, readiness_check="tcp://localhost:1"))).tell(Start(), Spawned())
     assert world.probe is READY
