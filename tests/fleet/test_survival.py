@@ -57,6 +57,19 @@ def test_sigkill_of_the_agent_touches_no_process(fleet: Fleet, play: Play, pids:
     assert play([processes(definitions=shop())], hosts="app1").output.count("changed=0") == 1
 
 
+def test_sigkill_with_more_descriptors_than_the_usual_limit(fleet: Fleet, play: Play, pids: Pids) -> None:
+    """systemd keeps 1200 of them for the agent, and a program that begins under a limit of 1024 could not even be loaded."""
+    many = {"many": {"command": "sleep 1000000", "instances": 400, "min_uptime": 1}}
+    assert play([processes(definitions=many)], hosts="app1").status == 0
+    before = pids("app1")
+    another = "pm3 --json list && [ $(cat /var/lib/pm3/pm3.pid) != $old ]"
+    killed = f"old=$(cat /var/lib/pm3/pm3.pid); kill -KILL $old; until {another}; do :; done"
+    assert fleet.ssh("app1", f"{{ {killed}; }} >/dev/null 2>&1").returncode == 0
+    assert pids("app1") == before
+    limit = fleet.ssh("app1", f"grep 'Max open files' /proc/{before['many:0']}/limits").stdout
+    assert limit.split()[3] == "1024"
+
+
 def test_systemctl_stop_ends_everything_and_start_brings_it_back(fleet: Fleet, play: Play, pids: Pids) -> None:
     play([processes(definitions=shop())])
     before = pids("app1")

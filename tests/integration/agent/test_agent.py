@@ -340,7 +340,8 @@ def test_what_whoever_started_the_agent_did_with_signals_is_nobody_elses_affair(
     """A shell ignores some for what it runs in the background, and others are ignored, or held back, by who starts the agent."""
     agent = Agent(tmp_path)
     held = {signal.SIGUSR1, signal.SIGTERM, signal.SIGCHLD}
-    code = f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {set(map(int, held))!r}); os.execvp(sys.argv[1], sys.argv[1:])"
+    code = f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {set(map(int, held))!r})"
+    code += "; os.execvp(sys.argv[1], sys.argv[1:])"
     ignoring = ["sh", "-c", 'trap "" QUIT INT TSTP USR2; exec "$@"', "sh", sys.executable, "-c", code]
     subprocess.run([*ignoring, *COMMAND, "list"], env=agent.environment, check=True, capture_output=True, timeout=60)
     try:

@@ -63,7 +63,8 @@ def start(data_dir: str) -> None:
         os.makedirs(data_dir, mode=0o700, exist_ok=True)
         lock = os.open(os.path.join(data_dir, "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ClientError("failed", f"cannot keep an agent in {data_dir}: {error.strerror or error}") from None
+        cure = "; name another folder in PM3_DATA_DIR" if isinstance(error, PermissionError) else ""
+        raise ClientError("failed", f"cannot keep an agent in {data_dir}: {error.strerror or error}{cure}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _answers(data_dir) and not _outlasts_keeper(data_dir):
