@@ -84,3 +84,28 @@ def test_a_clock_that_is_set_changes_nothing(host: Host, seconds: int) -> None:
     assert len(set(years)) == 2
     assert years == sorted(years, reverse=seconds < 0)
     assert host.apply({}, state="absent")["ok"]
+
+
+def test_what_was_due_while_there_was_no_agent_is_due_once(host: Host) -> None:
+    leaps = {"min_uptime": 50, "cron_restart": "0 0 29 2 *"}
+    web = {"command": "sleep 1000", **leaps}
+    job = {"command": f"sh -c 'echo x >>{host.folder}/jobs'", "restart": "never", **leaps}
+    assert host.apply({"web": web, "idle": web, "job": job})["ok"]
+    host.ask("stop", names=["idle"])
+    until(lambda: host.instance("job")["status"] == "stopped", "the job is done")
+    before, keeper, agent = host.pids(), host.keeper(), host.pid()
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(agent, signal.SIGKILL)
+    set_clock(host, 5 * YEAR)
+    os.kill(keeper, signal.SIGCONT)
+    until(lambda: host.answering_pid() not in (None, agent), "another agent answers")
+    until(lambda: host.instance("web")["total_restarts"], "it is restarted")
+    until(lambda: (host.folder / "jobs").read_text() == "x\nx\n", "the job is done again")
+    until(lambda: host.instance("web")["status"] == "online", "it runs again")
+    assert host.instance("web")["last_exit"]["cause"] == "cron"
+    assert host.instance("idle")["status"] == "stopped", "what was stopped stays stopped"
+    after = host.pids()
+    assert after["web"] not in (None, before["web"])
+    host.crash()
+    assert host.pids() == after
+    assert host.instance("web")["total_restarts"] == 1

@@ -43,6 +43,7 @@ class Ledger:
         self._removed: set[str] = set()
         self._next_spawn = int(store.get("next_spawn") or "1")
         self._clock = float(store.get("clock") or "0")  # what the calendar's clock is ahead of ours, in seconds
+        self.seen = float(store.get("seen") or "inf")  # when an agent before us last wrote, in seconds since the epoch
         self._pause: Timer | None = None  # while the store cannot be written
         self._fails = False  # told, and not written since
         self._checkpoints = Checkpoints(loop, store.checkpoint, diagnose)
@@ -115,7 +116,7 @@ class Ledger:
         self.flush()
 
     def _facts(self) -> dict[str, str]:
-        return {"next_spawn": str(self._next_spawn), "clock": repr(self._clock)}
+        return {"next_spawn": str(self._next_spawn), "clock": repr(self._clock), "seen": repr(time.time())}
 
     def _record(self, one: Instance) -> Record:
         running = one.running

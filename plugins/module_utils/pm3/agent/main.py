@@ -126,7 +126,10 @@ class Agent:
             self._store.tidy()
         except StoreError as error:
             diagnose(str(error))
+        if not fresh:
+            self._supervisor.triggers.seen = self._supervisor.ledger.seen
         cut_off = Adoption(self._supervisor, self._boot).restore(self._store.instances(), self._inherited)
+        self._supervisor.triggers.seen = None
         reached("agent.restored")
         instances = self._supervisor.instances.values()
         wanted = [one for one in instances if one.wanted and (one in cut_off or (fresh and walks.rests(one)))]

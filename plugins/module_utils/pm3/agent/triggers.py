@@ -63,6 +63,7 @@ class Triggers:
         self._diagnose = diagnose
         self._set: dict[Instance, _Set] = {}
         self._wall_clock: WallClock | None = None
+        self.seen: float | None = None  # while instances are taken over: what was due since then, nobody has seen to
         self._own = {*own, *map(os.path.realpath, own)}
         self._below_own = tuple(f"{folder}/" for folder in self._own)
         self._own_names = tuple(f"/{os.path.basename(folder)}" for folder in self._own)
@@ -146,8 +147,11 @@ class Triggers:
         from ..model import cron
 
         text, zone = found.cron
+        now = time.time()
         try:
-            when = cron.following(text, time.time(), zone)
+            if self.seen is not None and cron.following(text, min(self.seen, now), zone) <= now:
+                self._loop.soon(lambda: self._tell_due(instance, found))
+            when = cron.following(text, now, zone)
         except Unfit as error:
             self._diagnose(f"{instance.name}: cron_restart: {error}")
             return
@@ -157,7 +161,11 @@ class Triggers:
         if self._set.get(instance) is not found or found.cron is None:
             return
         self._arm(instance, found)
-        self._deliver(instance, Tripped(Cause.CRON, f"it was time for cron_restart ({found.cron[0]})"))
+        self._tell_due(instance, found)
+
+    def _tell_due(self, instance: Instance, found: _Set) -> None:
+        if self._set.get(instance) is found and found.cron is not None:
+            self._deliver(instance, Tripped(Cause.CRON, f"it was time for cron_restart ({found.cron[0]})"))
 
     def _schedule_anew(self) -> None:
         for instance, found in list(self._set.items()):
