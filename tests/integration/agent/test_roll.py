@@ -353,6 +353,28 @@ def test_rolling_back_twice_goes_back_further(agent: Agent) -> None:
     assert "has no revision 77; there are 1 (v1), 2 (v2)" in rollback(agent, "77")["message"]
 
 
+def test_back_leads_to_what_was_there_before_and_not_to_what_had_been_left(agent: Agent) -> None:
+    for way in ({"to": ""}, {"to": None, "rollback_from": "v3"}):
+        agent.apply({"web": release(agent, "1")}, label="v1")
+        agent.apply({"web": release(agent, "2")}, label="v2")
+        assert rollback(agent)["ok"]
+        agent.apply({"web": release(agent, "3")}, label="v3")
+        assert rollback(agent, **way)["ok"]
+        assert folders(agent) == {"1"}
+        assert (history(agent)[-1]["label"], history(agent)[-1]["origin"]) == ("v1", 1)
+        assert "no earlier revision" in rollback(agent)["message"]
+
+
+def test_back_to_a_release_after_many_that_failed(agent: Agent) -> None:
+    """Nothing that is kept but them and what each of them has given way to."""
+    agent.apply({"web": release(agent, "1")})
+    for number in range(10):
+        assert agent.apply({"web": {**release(agent, "2"), "command": f"/does/not/exist/{number}"}})["reverted"]
+    agent.apply({"web": release(agent, "3")})
+    assert rollback(agent)["ok"]
+    assert folders(agent) == {"1"}
+
+
 def test_back_from_a_label_is_done_once(agent: Agent) -> None:
     made = rollback(agent, None, rollback_from="v2")
     assert made["ok"], made
@@ -428,6 +450,8 @@ def test_what_failed_is_not_tried_again_unattended(agent: Agent) -> None:
     assert agent.apply({"web": release(agent, "3")}, retry_failed=False)["ok"]
     release(agent, "2")
     assert agent.apply(bad)["ok"], "somebody who is there may try again"
+    again = agent.apply(bad, retry_failed=False)
+    assert (again["ok"], again["changed"]) == (True, False), "it has come up since"
 
 
 # The agent dies

@@ -339,7 +339,7 @@ class Runs:
         touched = {
             name: one for name, one in definitions_then.items() if name in failed.changed or one != before.get(name)
         }
-        origin = good.origin or good.revision
+        origin = self._projects.root(good)
         wish = Wish(
             failed.project,
             touched,

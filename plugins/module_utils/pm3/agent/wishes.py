@@ -86,7 +86,8 @@ class Wishes:
         if target is None:
             return Wish(project, current.definitions, label=current.label, origin=current.origin, **common)
         back = brought_back(target)
-        return Wish(project, back, label=request["label"] or target.label, origin=target.revision, **common)
+        origin = self._projects.root(target)
+        return Wish(project, back, label=request["label"] or target.label, origin=origin, **common)
 
     def beyond(self, wish: Wish) -> list[Problem]:
         """The limits that it asks for and that cannot be kept on this host."""
