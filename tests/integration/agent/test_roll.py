@@ -328,6 +328,48 @@ def test_a_paused_release_can_be_rolled_back(agent: Agent) -> None:
     assert folders(agent) == {"1"}
 
 
+@pytest.mark.parametrize("way", ["only", "held", "stopped", "started"])
+def test_what_was_not_brought_up_is_not_good(agent: Agent, way: str) -> None:
+    """The revision is current, and a change of its project succeeds that does not try it; so the next bad one does not go back to it."""
+    pause = {"update": {"on_failure": "pause"}}
+    good = {"web": release(agent, "1"), "db": release(agent, "db")}
+    assert agent.apply(good)["ok"]
+    bad = {**good, "web": {**release(agent, "bad", "exit 1"), **pause}}
+    if way == "stopped":
+        assert agent.apply(bad, state="stopped")["ok"]
+    elif way == "started":
+        assert agent.ask("stop", names=["web"])["type"] == "success"
+        assert agent.ask("start", configs={"web": bad["web"]}, wait=True)["type"] == "error"
+    else:
+        assert not agent.apply(bad)["ok"]
+        agent.ask("stop", names=["db"])
+    assert history(agent)[-1]["revision"] == 2
+    if way == "only":
+        assert actions(agent.apply(bad, only=["db"]))["db"] == "started"
+    elif way == "held":
+        agent.ask("hold", names=["web"], reason="a look at it")
+        assert actions(agent.apply(bad)) == {"web": "none", "db": "started"}
+        agent.ask("release", names=["web"])
+    assert history(agent)[-1]["failure"], history(agent)
+    worse = {"web": release(agent, "worse", "exit 1"), "db": release(agent, "db")}
+    made = agent.apply(worse)
+    assert made["reverted"], made
+    assert history(agent)[-1]["origin"] == 1
+    assert agent.apply(good)["ok"]
+    assert folders(agent) == {"1", "db"}
+
+
+def test_what_was_applied_at_rest_is_good_once_it_has_come_up(agent: Agent) -> None:
+    tool = {**release(agent, "tool"), "autostart": False}
+    web = release(agent, "1")
+    agent.apply({"web": web, "tool": tool}, state="stopped")
+    assert history(agent)[-1]["failure"] == "not finished"
+    assert agent.apply({"web": web, "tool": tool})["ok"]
+    assert history(agent)[-1]["failure"] is None, "what is not to be started is not waited for"
+    assert agent.apply({}, state="absent")["ok"]
+    assert [one["failure"] for one in history(agent)] == [None, None]
+
+
 # Revisions
 
 

@@ -259,7 +259,7 @@ class Runs:
             else:
                 if result.culprit is not None and result.culprit.action is Action.ROLLED:
                     result.remarks.append(_IN_PLACE)  # no revision was made, so what it was started with has changed
-                self._conclude(wish.project, result)
+                self._conclude(wish.project, result, _has_proven(result, current))
         if not result.failed():
             self._projects.disown(wish.project, run.owners)
         if changes:
@@ -286,8 +286,8 @@ class Runs:
         result.culprit, result.timed_out = walk.culprit, walk.timed_out
         return result
 
-    def _conclude(self, project: str, result: Result) -> None:
-        """The end of a run: its revision has come up, or it has failed and stays as it is."""
+    def _conclude(self, project: str, result: Result, proven: bool = True) -> None:
+        """The end of a run: its revision has come up (unless it has not `proven` that), or it has failed and stays as it is."""
         failed = result.failed()
         current = self._projects.current(project)
         if current is None or (failed and (current.failure is None or result.culprit is None)):
@@ -295,7 +295,7 @@ class Runs:
         elif failed:
             self._close(project, (result.why(), time.time()))
         else:
-            self._close(project, (None, None))
+            self._close(project, (None, None) if proven else None)
 
     def _close(self, project: str, verdict: tuple[str | None, float | None] | None = None) -> None:
         """Notes that the run is over, and what became of the revision. On a full disk the next agent will find that out again."""
@@ -394,3 +394,14 @@ class Runs:
             back.rows += given.rows
             back.found = replace(back.found, rows=(*back.found.rows, *given.found.rows))
             back.culprit, back.timed_out = back.culprit or given.culprit, back.timed_out or given.timed_out
+
+
+def _has_proven(result: Result, revision: Revision) -> bool:
+    """Whether the run has brought up all that the revision changed, so that it is known to be good. What is not to be started is not
+    waited for."""
+    wish = result.wish
+    reached = set(wish.definitions if wish.only is None else wish.only)
+    if wish.state in (State.STOPPED, State.ABSENT):
+        reached = set()
+    left_alone = {row.process for row in result.found.rows if row.held or row.reason == walks.STOPPED_MEANWHILE}
+    return {name for name in revision.changed if name in revision.definitions} <= reached - left_alone
