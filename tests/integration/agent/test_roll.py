@@ -15,6 +15,7 @@ import pytest
 
 from .conftest import Agent, alive
 from .test_listen import upgrade
+from .test_races import in_background
 from .waiting import until
 
 LIVES = "sh -c 'exec sleep 1000'"
@@ -639,6 +640,40 @@ def test_a_stop_ends_the_roll_and_nothing_goes_back(agent: Agent) -> None:
     gate.touch()
     made = agent.apply(definitions)
     assert actions(made) == {"web:0": "none", "web:1": "started", "web:2": "rolled"}
+
+
+@pytest.mark.parametrize("order", ["stop_first", "start_first"])
+def test_a_stop_of_what_has_come_up_already_ends_the_roll_too(agent: Agent, order: str) -> None:
+    common: dict[str, Any] = {"instances": 3, "update": {"order": order}}
+    agent.apply({"web": {**release(agent, "1"), **common}})
+    before = agent.pids()
+    check = {"readiness_check": f"exec://sh -c 'test $PM3_INSTANCE_ID = 0 || test -e {agent.folder}/gate'"}
+    definitions = {"web": {**release(agent, "2"), **common, **check, "readiness_timeout": 60}}
+    rows: list[dict[str, Any]] = []
+    made = in_background(lambda: agent.apply(definitions, progress=True, on_row=rows.append))
+    until(lambda: any(row["name"] == "web:1" for row in rows), "web:0 is replaced, and web:1 is being so")
+    assert agent.ask("stop", names=["web:0"])["type"] == "success"
+    (agent.folder / "gate").touch()
+    result = made()
+    assert not result["ok"]
+    assert not result["reverted"]
+    assert reasons(result)["web:0"].startswith("was stopped meanwhile (pm3 stop by ")
+    assert actions(result) == {"web:0": "failed", "web:1": "rolled", "web:2": "skipped"}
+    assert agent.instance("web:0")["status"] == "stopped"
+    assert agent.pids()["web:2"] == before["web:2"]
+
+
+def test_a_name_means_all_instances_while_one_becomes_several(agent: Agent) -> None:
+    agent.apply({"web": release(agent, "1")})
+    check = {"readiness_check": f"exec://test -e {agent.folder}/gate", "readiness_timeout": 60}
+    made = in_background(lambda: agent.apply({"web": {**release(agent, "1"), **check, "instances": 3}}))
+    until(
+        lambda: sorted(filter(agent.pids().get, agent.pids())) == ["web", "web:1", "web:2"],
+        "the others are being checked",
+    )
+    assert agent.ask("stop", names=["web"])["message"] == "stopped: web, web:1, web:2"
+    assert not made()["ok"]
+    assert {one["status"] for one in agent.instances().values()} == {"stopped"}
 
 
 def test_who_leaves_ends_nothing(agent: Agent) -> None:

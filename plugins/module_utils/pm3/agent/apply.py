@@ -45,7 +45,7 @@ class Apply:
     plan: Plan
     project: str | None
     path: str | None  # PATH for what is started, where the request carried one
-    stops: Mapping[str, int]  # `stops_of` the moment before the plan was begun, which may take several turns
+    stops: Mapping[str, int]  # `stops_of` the moment when this was asked for
     patient: bool = True  # wait until everything has settled; else only as long as order and first moments need
     on_row: Callable[[result_rows.Row], None] = lambda row: None
     on_step: OnStep = lambda name, step: None
@@ -203,9 +203,9 @@ class Apply:
         return instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF)
 
     def _was_stopped(self, name: str) -> bool:
-        """Somebody has stopped it since this began: the later word counts (I3)."""
+        """Somebody has stopped it since this was asked for: the later word counts (I3)."""
         instance = self.supervisor.instances.get(name)
-        return instance is not None and instance.stops != self.stops.get(name, 0)
+        return instance is not None and walks.was_stopped_since(instance, self.stops)
 
     def _begin(self, change: Change) -> Instance:
         self._step(change, "starting")
@@ -284,7 +284,7 @@ class Apply:
 
     def _reload(self, change: Change, instance: Instance) -> Steps:
         self._step(change, "reloading")
-        why = yield from Reload(self.supervisor, [instance], self.path).one(instance)
+        why = yield from Reload(self.supervisor, [instance], self.path, self.stops).one(instance)
         if why:
             self._fail(change, instance, why)
         else:
@@ -386,7 +386,11 @@ class Apply:
 
     def _look(self, instance: Instance) -> None:
         __, spawn_id = self.came_up[instance.name]
-        if self.supervisor.instances.get(instance.name) is not instance or self._was_stopped(instance.name):
+        if self.supervisor.instances.get(instance.name) is not instance:
+            return
+        if not instance.wanted:
+            if self.soaking is None:  # all is done then, and a stop is no failure of the release
+                self.fallen.setdefault(instance.name, walks.stopped_meanwhile(instance))
             return
         if _has_fallen(instance, spawn_id):
             self.fallen.setdefault(instance.name, f"came up, and then {walks.why_failed(instance)}")

@@ -185,13 +185,19 @@ class Changes:
         return None
 
     def restart(self, request: Document, _peer: Peer, client: Client) -> None:
+        stops = walks.stops_of(self._supervisor)
+
         def steps() -> Steps:
-            targets = selection.ordered(self._to_restart(request["names"]))
+            meant, targets = selection.ordered(self._to_restart(request["names"])), []
             pace = Pace(self._supervisor.loop)
-            for one in targets:
+            for one in meant:
                 if pace.over():
                     yield pace
-                self._supervisor.change(one, wanted=True)
+                if not walks.was_stopped_since(one, stops):
+                    self._supervisor.change(one, wanted=True)
+                    targets.append(one)
+            if meant and not targets:
+                raise Refused("failed to restart " + _reasons(meant))
             yield from walks.stop_in_order(self._supervisor, targets)
             reached("restart.stopped")
             yield from walks.start_in_order(self._supervisor, targets, machine.Restart())
@@ -211,9 +217,11 @@ class Changes:
     def reload(self, request: Document, _peer: Peer, client: Client) -> None:
         from .reload import Reload
 
+        stops = walks.stops_of(self._supervisor)
+
         def steps() -> Steps:
             targets = self._selection.named(request["names"])
-            reload = Reload(self._supervisor, targets, request["path"])
+            reload = Reload(self._supervisor, targets, request["path"], stops)
             yield from reload.steps()
             failed = ", ".join(sorted(reload.failed))
             why = "; ".join(f"{name} {reload.failed[name]}" for name in sorted(reload.failed))

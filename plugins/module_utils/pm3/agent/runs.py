@@ -45,7 +45,7 @@ class Run:
 
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
-        self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when its turn came
+        self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when it was asked for
         self.unproven: Collection[str] = ()  # processes that it had begun to change under an agent before us
         self.owners: dict[str, str] = {}  # processes that it takes over, and the projects that they belonged to
         self.left_alone = False  # it leaves alone what somebody has stopped since it began
@@ -101,6 +101,7 @@ class Runs:
 
     def apply(self, request: Document, peer: Peer, client: Client) -> None:
         pace = Pace(self._supervisor.loop)
+        stops = walks.stops_of(self._supervisor)
 
         def first() -> Steps:
             yield pace  # its text was large, if it is much
@@ -114,6 +115,7 @@ class Runs:
                 self._join(under_way, request, client)
                 return
             run = self._queued(wish)
+            run.stops = stops  # what is stopped before its turn stays stopped: that is the later word (I3)
             self._join(run, request, client)
 
             def steps() -> Steps:
@@ -151,11 +153,11 @@ class Runs:
                 run.finish(messages.error(why))
 
     def _is_the_same(self, run: Run, wish: Wish) -> bool:
-        """Whether what the run leads to is what is wished: a stop since it began is the later word for the run, and not for the wish."""
+        """Whether what the run leads to is what is wished: a stop since it was asked for is its later word, and not the wish's."""
         if not run.wish.same(wish) or wish.state not in _JOINED or run.left_alone:
             return False
-        stops = walks.stops_of(self._supervisor)
-        return run.stops is None or all(stops.get(name, 0) == before for name, before in run.stops.items())
+        stops, there = run.stops, self._supervisor.instances.values()
+        return stops is None or not any(walks.was_stopped_since(one, stops) for one in there)
 
     def _join(self, run: Run, request: Document, client: Client) -> None:
         if request["wait"]:
@@ -223,27 +225,25 @@ class Runs:
 
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
-        run.stops = stops = walks.stops_of(self._supervisor)
+        run.stops = stops = walks.stops_of(self._supervisor) if run.stops is None else run.stops
         before = self._projects.current(wish.project)
         found = yield from self._plans.of(wish, pace)
         run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
         self._wishes.refuse_what_failed(wish)
         run.owners.update(self._plans.owners(wish, found))
-        changes = found.changed
+        changes, resting = found.changed, self._plans.resting(found) & self._never_stopped(run)
         if self._plans.is_new(wish, found):
             changed = {row.process for row in found.rows if row.action is not Action.NONE}
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
             reached("run.before_kept")
-            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, self._plans.resting(found)))
+            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, resting))
             reached("run.kept")
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
             if current is not None:
-                self._supervisor.store.set_run(
-                    wish.project, wishes.to_store(current, wish, found, run.owners, self._plans.resting(found))
-                )
+                self._supervisor.store.set_run(wish.project, wishes.to_store(current, wish, found, run.owners, resting))
                 reached("run.noted")
         if pace.over():
             yield pace

@@ -9,7 +9,7 @@ Every wait here ends by itself: starts by the timeouts of their checks, stops by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model import graph, machine
@@ -151,6 +151,11 @@ def is_settled(instance: Instance) -> bool:
 def stops_of(supervisor: Supervisor) -> dict[str, int]:
     """How often each instance has been stopped by somebody: by this a change sees that a stop came after it was asked for."""
     return {name: instance.stops for name, instance in supervisor.instances.items()}
+
+
+def was_stopped_since(instance: Instance, stops: Mapping[str, int]) -> bool:
+    """Whether somebody has stopped it after `stops` were taken, and nothing has undone that. One that has come to be since counts, too."""
+    return not instance.wanted and instance.stops != stops.get(instance.name, 0)
 
 
 def why_failed(instance: Instance) -> str:
