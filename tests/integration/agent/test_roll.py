@@ -281,6 +281,16 @@ def test_the_first_apply_has_nothing_to_go_back_to(agent: Agent) -> None:
     assert agent.apply({"web": release(agent, "1"), "api": release(agent, "api")})["ok"]
 
 
+def test_one_that_restarts_itself_for_ever_does_not_come_up(agent: Agent) -> None:
+    """It writes what it watches. Nobody waits for that without end."""
+    agent.apply({"web": release(agent, "1")})
+    script = "while :; do echo x >> state; sleep 0.1; done"
+    made = agent.apply({"web": {**release(agent, "2", script), "watch": True, "min_uptime": 60000}})
+    assert made["reverted"], made
+    assert reasons(made)["web"].startswith("was restarted 3 times by watch before it had come up")
+    assert folders(agent) == {"1"}
+
+
 # Pause
 
 
