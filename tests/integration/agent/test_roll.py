@@ -281,6 +281,24 @@ def test_the_first_apply_has_nothing_to_go_back_to(agent: Agent) -> None:
     assert agent.apply({"web": release(agent, "1"), "api": release(agent, "api")})["ok"]
 
 
+def test_the_deadline_is_the_same_at_a_first_start_and_in_a_roll(agent: Agent) -> None:
+    """It is for all that an instance needs to come up, its checks and `min_uptime` together."""
+    slow = {"readiness_check": "exec://sh -c 'sleep 0.5'", "min_uptime": 1500, "update": {"deadline": 1.0}}
+    made = agent.apply({"web": {**release(agent, "1"), **slow}})
+    assert reasons(made)["web"] == "did not come up within update.deadline (1 s)"
+    assert made["timed_out"]
+
+
+def test_that_it_could_not_go_back_is_said_once(agent: Agent) -> None:
+    gate = agent.folder / "gate"
+    gate.touch()
+    agent.apply({"web": release(agent, "1", f"test -e {gate} || exit 4; exec sleep 1000")})
+    gate.unlink()
+    made = agent.apply({"web": release(agent, "2", "exit 3")})
+    assert not made["reverted"]
+    assert made["message"] == "web exited with code 3; could not go back to revision 1: exited with code 4"
+
+
 def test_one_that_restarts_itself_for_ever_does_not_come_up(agent: Agent) -> None:
     """It writes what it watches. Nobody waits for that without end."""
     agent.apply({"web": release(agent, "1")})

@@ -61,6 +61,7 @@ class Apply:
     came_up: dict[str, tuple[Change, str]] = field(default_factory=dict)  # and the spawn that did
     fallen: dict[str, str] = field(default_factory=dict)  # what has come up and is not up any more, and why
     since: dict[str, float] = field(default_factory=dict)  # when the work on an instance began
+    awaited: dict[str, float] = field(default_factory=dict)  # since when it is waited for that an instance comes up
     soaking: walks.Pause | None = None
 
     def steps(self) -> Steps:
@@ -178,7 +179,10 @@ class Apply:
     def _await(self, begun: Mapping[Instance, Change], judge: walks.Judgement) -> Steps:
         """Waits for instances, and tells of each that has failed: of the moment of its failure, for it may be tried again by now."""
         seconds = next((self._deadline(change) for change in begun.values()), None)  # all are of one process
-        wait = walks.Until(self.supervisor, begun, judge, seconds)
+        now = self.supervisor.loop.time()
+        waited = max((now - self.awaited.setdefault(change.name, now) for change in begun.values()), default=0.0)
+        left = None if seconds is None else max(0.0, seconds - waited)
+        wait = walks.Until(self.supervisor, begun, judge, left)
         in_time = yield wait
         for instance, why in wait.failed.items():
             self._fail(begun[instance], instance, why)

@@ -68,10 +68,8 @@ class Result:
         self.revision, self.label = made.revision, made.label
         self.reverted = not back.failed()
         self.timed_out = self.timed_out or back.timed_out
-        if self.reverted:
+        if self.reverted:  # else the rows say what could not go back
             self.remarks.append(f"went back to revision {to}")
-        else:
-            self.remarks.append(f"could not go back to revision {to}: {back.why()}")
 
     def document(self, request: Document | None) -> Document:
         """Its message for the client."""
