@@ -260,8 +260,8 @@ class Runs:
                 if result.culprit is not None and result.culprit.action is Action.ROLLED:
                     result.remarks.append(_IN_PLACE)  # no revision was made, so what it was started with has changed
                 self._conclude(wish.project, result, _has_proven(result, current))
-        if not result.failed():
-            self._projects.disown(wish.project, run.owners)
+        if not result.reverted:
+            self._projects.disown(wish.project, self._taken(run))
         if changes:
             self._supervisor.ledger.checkpoint()
         if pace.over():
@@ -314,16 +314,24 @@ class Runs:
         remark = self._obstacle(run.wish, result, failed, good)
         if good is not None and remark is None:
             return (yield from self._back(run, result, failed, good))
+        gives_back = good is None and bool(run.owners) and _reverts(run.wish, result)
+        if gives_back:
+            back = Result(run.wish, replace(result.found, rows=()), [], failed.revision, failed.label)
+            yield from self._give_back(run, back)
+            result.give_back(back, ", ".join(sorted(set(run.owners.values()))))
         self._close(failed.project, (result.why(), time.time()))
+        if gives_back:
+            for name, owner in run.owners.items():
+                self._projects.disown(owner, [name])
+            result.revision = self._projects.of(failed.project)[failed.project].revision
         result.remarks += [remark] if remark else []
         return result
 
     def _obstacle(self, wish: Wish, result: Result, failed: Revision, good: Revision | None) -> str | None:
         """Why nothing goes back; "" where there is nothing to be said of that, None where nothing is in the way."""
-        culprit = result.culprit
-        if culprit is None or wish.state in (State.STOPPED, State.ABSENT):
-            return ""
-        if updates.of(culprit.definition.update, wish.once).on_failure == updates.PAUSE:
+        if not _reverts(wish, result):
+            if result.culprit is None or wish.state in (State.STOPPED, State.ABSENT):
+                return ""
             return f"left half done (on_failure is pause); apply again to go on, or pm3 rollback {failed.project}"
         if good is None:
             return "there is no earlier revision to go back to" if failed.revision > 1 else ""
@@ -333,9 +341,16 @@ class Runs:
         return _IN_PLACE if wishes.brought_back(good) == failed.definitions else None
 
     def _back(self, run: Run, result: Result, failed: Revision, good: Revision) -> Steps:
-        definitions_then = wishes.brought_back(good)
+        everything = self._supervisor.instances.values()
+        others = {one.process: one.project for one in everything if one.project not in (None, failed.project)}
+        others.update(run.owners)
+        then = wishes.brought_back(good)
+        definitions_then = {name: one for name, one in then.items() if name not in others}
+        result.remarks += [
+            f"{name} is of project {others[name]} by now and stays there" for name in then if name in others
+        ]
         before = failed.definitions
-        changed = {*self._projects.changed_since(failed.project, good.revision), *before} - set(run.owners)
+        changed = {*self._projects.changed_since(failed.project, good.revision), *before} - set(others)
         touched = {
             name: one for name, one in definitions_then.items() if name in failed.changed or one != before.get(name)
         }
@@ -352,7 +367,12 @@ class Runs:
             resting=self._never_stopped(run),
         )
         stops = walks.stops_of(self._supervisor)
-        found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
+        try:
+            found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
+        except DefinitionError as error:
+            self._close(failed.project, (result.why(), time.time()))
+            result.remarks.append(f"could not go back to revision {origin}: {error}")
+            return result
         kept = tuple(self._plans.pinned_live(row) for row in found.rows)
         found = replace(found, rows=kept, definitions=definitions_then)
         back_again = {row.process for row in found.rows if row.action is not Action.NONE}
@@ -375,6 +395,11 @@ class Runs:
         result.take_back(back, origin, made)
         return result
 
+    def _taken(self, run: Run) -> set[str]:
+        """What it has taken over, and nothing of which is its former owner's any more."""
+        left = {(one.process, one.project) for one in self._supervisor.instances.values()}
+        return {name for name, owner in run.owners.items() if (name, owner) not in left}
+
     def _never_stopped(self, run: Run) -> frozenset[str]:
         """What nobody has stopped since the run began, be it under another agent."""
         now, before, resting = walks.stops_of(self._supervisor), run.stops or {}, run.wish.resting
@@ -394,6 +419,13 @@ class Runs:
             back.rows += given.rows
             back.found = replace(back.found, rows=(*back.found.rows, *given.found.rows))
             back.culprit, back.timed_out = back.culprit or given.culprit, back.timed_out or given.timed_out
+
+
+def _reverts(wish: Wish, result: Result) -> bool:
+    """Whether what failed is to be taken back: the culprit says so, where there is one."""
+    if result.culprit is None or wish.state in (State.STOPPED, State.ABSENT):
+        return False
+    return updates.of(result.culprit.definition.update, wish.once).on_failure != updates.PAUSE
 
 
 def _has_proven(result: Result, revision: Revision) -> bool:
