@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .conftest import Agent
-from .test_races import processes_of
+from .test_races import in_background, processes_of
 from .test_roll import actions, folders, history, reasons, release, rollback
 from .waiting import until
 
@@ -252,3 +252,29 @@ def test_what_was_taken_over_and_left_half_done_is_the_former_owners_no_more(age
     assert list(agent.ask("snapshot")["definitions"]["other"]) == ["db"]
     assert not agent.apply({"db": release(agent, "db")}, project="other")["changed"]
     assert agent.apply({"web": release(agent, "2")})["ok"]
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_what_is_held_in_the_midst_goes_back_with_the_rest(agent: Agent, crashes: bool) -> None:
+    """The run had begun to change it when somebody held it: half of a bad release is nothing to be kept."""
+    assert agent.apply({"web": {**release(agent, "1"), "instances": 2}})["ok"]
+    fails = agent.folder / "fails"
+    script = f'while [ "$PM3_INSTANCE_ID" = 0 ] || [ ! -e {fails} ]; do sleep 0.01; done; exit 1'
+    web, _ready = gated(agent, "bad", script, only="web:1")
+    rows: list[dict[str, Any]] = []
+    bad = {"web": {**web, "instances": 2}}
+    if crashes:
+        agent.apply(bad, wait=False)
+        until(lambda: agent.instance("web:1")["status"] == "starting", "web:1 is being replaced")
+    else:
+        made = in_background(lambda: agent.apply(bad, progress=True, on_row=rows.append))
+        until(lambda: any(row["name"] == "web:1" for row in rows), "web:1 is being replaced")
+    assert agent.ask("hold", names=["web"], reason="a look at it")["type"] == "success"
+    if crashes:
+        agent.crash()
+    fails.touch()
+    if not crashes:
+        assert made()["reverted"]
+    until(lambda: not agent.under_way(), "it has gone back")
+    assert folders(agent) == {"1"}
+    assert {one["status"] for one in agent.instances().values()} == {"online"}

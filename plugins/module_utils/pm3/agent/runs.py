@@ -22,6 +22,7 @@ from ..model.problems import DefinitionError
 from ..wire import messages
 from . import places, views, walks, wishes
 from .apply import Apply
+from .holds import Target
 from .plans import Plans
 from .points import reached
 from .projects import Projects
@@ -48,6 +49,7 @@ class Run:
         self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when it was asked for
         self.unproven: Collection[str] = ()  # processes that it had begun to change under an agent before us
         self.owners: dict[str, str] = {}  # processes that it takes over, and the projects that they belonged to
+        self.holds: Collection[Target] | None = None  # that there were when it began
         self.left_alone = False  # it leaves alone what somebody has stopped since it began
         self._clients: list[tuple[Client, bool]] = []
         self._news: dict[str, Document] = {}  # the last that was told of each instance
@@ -142,6 +144,7 @@ class Runs:
             run = self._queued(wish)
             run.unproven = current.changed
             run.owners = body.get("owners", {})
+            run.holds = wish.holds
             back = body.get("stage") == "back"
             steps = self._go_on(run, back)
             self._work.in_turn([project], wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
@@ -226,6 +229,7 @@ class Runs:
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
         run.stops = stops = walks.stops_of(self._supervisor) if run.stops is None else run.stops
+        run.holds = self._supervisor.holds.targets() if run.holds is None else run.holds
         before = self._projects.current(wish.project)
         found = yield from self._plans.of(wish, pace)
         run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
@@ -237,13 +241,15 @@ class Runs:
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
             reached("run.before_kept")
-            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, resting))
+            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, resting, run.holds))
             reached("run.kept")
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
             if current is not None:
-                self._supervisor.store.set_run(wish.project, wishes.to_store(current, wish, found, run.owners, resting))
+                self._supervisor.store.set_run(
+                    wish.project, wishes.to_store(current, wish, found, run.owners, resting, run.holds)
+                )
                 reached("run.noted")
         if pace.over():
             yield pace
@@ -364,6 +370,7 @@ class Runs:
             path=run.wish.path,
             label=good.label,
             origin=origin,
+            holds=run.holds,
             resting=self._never_stopped(run),
         )
         stops = walks.stops_of(self._supervisor)
@@ -382,7 +389,8 @@ class Runs:
         self._projects.judge(failed.project, result.why(), time.time())
         reached("back.judged")
         self._projects.keep(
-            made, wishes.to_store(made, wish, found, run.owners, self._plans.resting(found), stage="back")
+            made,
+            wishes.to_store(made, wish, found, run.owners, self._plans.resting(found), run.holds or (), stage="back"),
         )
         reached("back.kept")
         for row in found.rows:
@@ -412,7 +420,9 @@ class Runs:
             names = {name for name, project in run.owners.items() if project == owner}
             theirs = {name: one for name, one in self._projects.definitions(owner).items() if name in names}
             resting = self._never_stopped(run)
-            wish = Wish(owner, theirs, prune=False, take_over=True, path=run.wish.path, resting=resting)
+            wish = Wish(
+                owner, theirs, prune=False, take_over=True, path=run.wish.path, holds=run.holds, resting=resting
+            )
             stops = walks.stops_of(self._supervisor)
             found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
             given = yield from self._walked(run, wish, found, stops)
