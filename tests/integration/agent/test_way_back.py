@@ -278,3 +278,16 @@ def test_what_is_held_in_the_midst_goes_back_with_the_rest(agent: Agent, crashes
     until(lambda: not agent.under_way(), "it has gone back")
     assert folders(agent) == {"1"}
     assert {one["status"] for one in agent.instances().values()} == {"online"}
+
+
+def test_who_loses_a_process_is_not_changed_in_the_midst_of_its_own_apply(agent: Agent) -> None:
+    db, ready = gated(agent, "2")
+    assert agent.apply({"web": release(agent, "web"), "db": release(agent, "1")}, project="other")["ok"]
+    assert agent.apply({"db": db}, project="other", prune=False, wait=False)["in_progress"]
+    until(lambda: "2" in folders(agent), "it has begun")
+    assert agent.apply({"web": release(agent, "web")}, take_over=True, wait=False)["in_progress"]
+    assert agent.instance("web")["project"] == "other", "that waits"
+    agent.crash()
+    ready()
+    until(lambda: not agent.under_way(), "it has ended")
+    assert [one["failure"] for one in history(agent, "other")] == [None, None]

@@ -148,9 +148,12 @@ class Projects:
         return found, current
 
     def _named(self, project: str, to: str, current: Revision) -> Revision | None:
-        if to in (str(current.revision), str(current.origin), current.label) and current.failure is None:
-            return None
         kept = self._store.revisions(project)
+        numbers = {str(one.revision) for one in kept} | {str(one.origin) for one in kept if one.origin is not None}
+        # What can be a number is one, and else a label.
+        is_there = to in (str(current.revision), str(current.origin)) if to in numbers else to == current.label
+        if is_there and current.failure is None:
+            return None
         named = [one for one in kept if str(one.revision) == to] or [one for one in kept if one.label == to]
         good = [one for one in named if one.failure is None]
         if not named:

@@ -110,7 +110,8 @@ class Runs:
             desired = yield from wishes.desired(request, pace, self._wishes.staying(request))
             wish = yield from self._wishes.of(request, desired, pace, peer.uid)
             # Mistakes are told at once, also where the project is busy.
-            yield from self._plans.of(wish, pace)
+            found = yield from self._plans.of(wish, pace)
+            owners = self._plans.owners(wish, found).values()
             self._wishes.refuse_what_is_beyond(wish)
             under_way = next(reversed(self._runs.get(wish.project, [])), None)
             if under_way is not None and self._is_the_same(under_way, wish):
@@ -126,7 +127,8 @@ class Runs:
                 result = yield from self._run(run)
                 return result.document(request)
 
-            self._work.in_turn([wish.project], wish.definitions, lambda: self._turn(run, steps()), run)
+            # Those that lose something to it get a new revision, which may not come in the midst of a run of theirs.
+            self._work.in_turn([wish.project, *owners], wish.definitions, lambda: self._turn(run, steps()), run)
 
         self._work.run(first, client)
 
@@ -147,7 +149,8 @@ class Runs:
             run.holds = wish.holds
             back = body.get("stage") == "back"
             steps = self._go_on(run, back)
-            self._work.in_turn([project], wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
+            projects = [project, *run.owners.values()]
+            self._work.in_turn(projects, wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
 
     def abandon(self, why: str) -> None:
         """The agent ends, or becomes another: whoever waits is told what becomes of the change."""

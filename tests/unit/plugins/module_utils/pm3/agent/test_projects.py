@@ -189,6 +189,18 @@ def test_back_to_a_number_or_a_label(store: Store) -> None:
     assert projects.back_to("shop", "2", None)[0] is None, "what it brought back is there"
 
 
+def test_a_number_is_a_revision_first_and_none_is_no_revision(store: Store) -> None:
+    projects = Projects(store)
+    release(1, projects, "v1")
+    release(2, projects, "v2")
+    release(3, projects, "2")
+    assert number_of(projects.back_to("shop", "2", None)[0]) == 2, "and not what is there, which has this label"
+    with pytest.raises(DefinitionError, match="has no revision None"):
+        projects.back_to("shop", "None", None)
+    release(4, projects, "77")
+    assert projects.back_to("shop", "77", None)[0] is None, "a label that looks like a number of none"
+
+
 def test_a_current_revision_that_failed_is_no_place_where_one_is_already(store: Store) -> None:
     projects = Projects(store)
     release(1, projects, "v1")
