@@ -13,6 +13,7 @@ import pytest
 
 from .conftest import Agent, alive
 from .test_agent import SLEEP, free_port
+from .test_races import in_background, mine, processes_of
 from .waiting import until
 
 SERVER = """
@@ -139,6 +140,26 @@ def test_a_stop_during_a_reload_is_a_stop(agent: Agent) -> None:
     assert agent.instance("web")["status"] == "stopped"
     listed = [one for one in Path("/proc").iterdir() if one.name.isdigit() and _runs_in(one, agent.folder)]
     assert not listed
+
+
+@pytest.mark.parametrize("way", ["reload", "apply"])
+def test_a_reload_starts_nothing_that_was_stopped_before_its_turn(agent: Agent, way: str) -> None:
+    ready = agent.folder / "ready"
+    ready.touch()
+    check = {"readiness_check": f"exec://test -e {ready}", "readiness_timeout": 60}
+    web = mine(agent, {**SLEEP, **check, "instances": 2})
+    before = up(agent, web=web)
+    ready.unlink()
+    if way == "reload":
+        answer = in_background(lambda: agent.ask("reload", names=["web"]))
+    else:
+        answer = in_background(lambda: agent.apply({"web": web}, state="reloaded"))
+    until(lambda: len(processes_of(agent, "web:0")) > 1, "web:0 is being reloaded")
+    assert agent.ask("stop", names=["web:1"])["type"] == "success"
+    ready.touch()
+    assert "was stopped meanwhile (pm3 stop by " in str(answer())
+    assert agent.instance("web:1")["status"] == "stopped"
+    assert agent.pids()["web:0"] != before["web:0"]
 
 
 def _runs_in(process: Path, folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -281,6 +282,36 @@ def test_a_stop_of_what_an_apply_has_not_reached_stays_a_stop(agent: Agent, gate
     done = applied()
     assert {row["name"]: row["reason"] for row in done["instances"]}["web"].startswith("was stopped meanwhile (pm3 ")
     assert agent.instance("web")["status"] == "stopped"
+
+
+LATER = {
+    "restart": {"names": ["db"]},
+    "reload": {"names": ["db"]},
+    "apply": {"project": "shop", "definitions": {"web": SLEEP, "db": SLEEP, "new": SLEEP}},
+}
+
+
+@pytest.mark.parametrize("kind", LATER)
+def test_what_waits_for_its_turn_undoes_no_stop_that_comes_after_it(agent: Agent, gate: Path, kind: str) -> None:
+    """I3: the stop is the later word."""
+    agent.apply({"web": SLEEP, "db": SLEEP})
+    old = agent.pids()["web"]
+    # A one-shot that waits for us keeps the apply busy.
+    job = {"command": f"sh -c 'read line < {gate}'", "restart": "never", "min_uptime": 60000}
+    applied = in_background(lambda: agent.apply({"web": job, "db": SLEEP}))
+    until(lambda: agent.pids()["web"] not in (None, old), "web is being replaced")
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(str(agent.data_dir / "pm3.sock"))
+        waiting.sendall(json.dumps({"type": kind, **LATER[kind]}).encode() + b"\n")
+        for _turn in range(2):  # it is accepted when the first is answered, and read when the second one is
+            agent.ask("hello")
+        assert agent.ask("stop", names=["db"])["type"] == "success"
+        with gate.open("w") as writer:
+            writer.write("go\n")
+        applied()
+        said = json.loads(waiting.makefile().readline())
+    assert "was stopped meanwhile (pm3 stop by " in said["message"], said
+    assert agent.instance("db")["status"] == "stopped"
 
 
 def test_an_orderly_end_in_the_middle_of_a_restart_leaves_nothing(agent: Agent) -> None:

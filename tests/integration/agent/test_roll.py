@@ -15,6 +15,7 @@ import pytest
 
 from .conftest import Agent, alive
 from .test_listen import upgrade
+from .test_races import in_background
 from .waiting import until
 
 LIVES = "sh -c 'exec sleep 1000'"
@@ -280,6 +281,34 @@ def test_the_first_apply_has_nothing_to_go_back_to(agent: Agent) -> None:
     assert agent.apply({"web": release(agent, "1"), "api": release(agent, "api")})["ok"]
 
 
+def test_the_deadline_is_the_same_at_a_first_start_and_in_a_roll(agent: Agent) -> None:
+    """It is for all that an instance needs to come up, its checks and `min_uptime` together."""
+    slow = {"readiness_check": "exec://sh -c 'sleep 0.5'", "min_uptime": 1500, "update": {"deadline": 1.0}}
+    made = agent.apply({"web": {**release(agent, "1"), **slow}})
+    assert reasons(made)["web"] == "did not come up within update.deadline (1 s)"
+    assert made["timed_out"]
+
+
+def test_that_it_could_not_go_back_is_said_once(agent: Agent) -> None:
+    gate = agent.folder / "gate"
+    gate.touch()
+    agent.apply({"web": release(agent, "1", f"test -e {gate} || exit 4; exec sleep 1000")})
+    gate.unlink()
+    made = agent.apply({"web": release(agent, "2", "exit 3")})
+    assert not made["reverted"]
+    assert made["message"] == "web exited with code 3; could not go back to revision 1: exited with code 4"
+
+
+def test_one_that_restarts_itself_for_ever_does_not_come_up(agent: Agent) -> None:
+    """It writes what it watches. Nobody waits for that without end."""
+    agent.apply({"web": release(agent, "1")})
+    script = "while :; do echo x >> state; sleep 0.1; done"
+    made = agent.apply({"web": {**release(agent, "2", script), "watch": True, "min_uptime": 60000}})
+    assert made["reverted"], made
+    assert reasons(made)["web"].startswith("was restarted 3 times by watch before it had come up")
+    assert folders(agent) == {"1"}
+
+
 # Pause
 
 
@@ -328,6 +357,48 @@ def test_a_paused_release_can_be_rolled_back(agent: Agent) -> None:
     assert folders(agent) == {"1"}
 
 
+@pytest.mark.parametrize("way", ["only", "held", "stopped", "started"])
+def test_what_was_not_brought_up_is_not_good(agent: Agent, way: str) -> None:
+    """The revision is current, and a change of its project succeeds that does not try it; so the next bad one does not go back to it."""
+    pause = {"update": {"on_failure": "pause"}}
+    good = {"web": release(agent, "1"), "db": release(agent, "db")}
+    assert agent.apply(good)["ok"]
+    bad = {**good, "web": {**release(agent, "bad", "exit 1"), **pause}}
+    if way == "stopped":
+        assert agent.apply(bad, state="stopped")["ok"]
+    elif way == "started":
+        assert agent.ask("stop", names=["web"])["type"] == "success"
+        assert agent.ask("start", configs={"web": bad["web"]}, wait=True)["type"] == "error"
+    else:
+        assert not agent.apply(bad)["ok"]
+        agent.ask("stop", names=["db"])
+    assert history(agent)[-1]["revision"] == 2
+    if way == "only":
+        assert actions(agent.apply(bad, only=["db"]))["db"] == "started"
+    elif way == "held":
+        agent.ask("hold", names=["web"], reason="a look at it")
+        assert actions(agent.apply(bad)) == {"web": "none", "db": "started"}
+        agent.ask("release", names=["web"])
+    assert history(agent)[-1]["failure"], history(agent)
+    worse = {"web": release(agent, "worse", "exit 1"), "db": release(agent, "db")}
+    made = agent.apply(worse)
+    assert made["reverted"], made
+    assert history(agent)[-1]["origin"] == 1
+    assert agent.apply(good)["ok"]
+    assert folders(agent) == {"1", "db"}
+
+
+def test_what_was_applied_at_rest_is_good_once_it_has_come_up(agent: Agent) -> None:
+    tool = {**release(agent, "tool"), "autostart": False}
+    web = release(agent, "1")
+    agent.apply({"web": web, "tool": tool}, state="stopped")
+    assert history(agent)[-1]["failure"] == "not finished"
+    assert agent.apply({"web": web, "tool": tool})["ok"]
+    assert history(agent)[-1]["failure"] is None, "what is not to be started is not waited for"
+    assert agent.apply({}, state="absent")["ok"]
+    assert [one["failure"] for one in history(agent)] == [None, None]
+
+
 # Revisions
 
 
@@ -351,6 +422,28 @@ def test_rolling_back_twice_goes_back_further(agent: Agent) -> None:
     assert not rollback(agent, "3")["changed"], "it is there already"
     assert not rollback(agent, "v3")["changed"]
     assert "has no revision 77; there are 1 (v1), 2 (v2)" in rollback(agent, "77")["message"]
+
+
+def test_back_leads_to_what_was_there_before_and_not_to_what_had_been_left(agent: Agent) -> None:
+    for way in ({"to": ""}, {"to": None, "rollback_from": "v3"}):
+        agent.apply({"web": release(agent, "1")}, label="v1")
+        agent.apply({"web": release(agent, "2")}, label="v2")
+        assert rollback(agent)["ok"]
+        agent.apply({"web": release(agent, "3")}, label="v3")
+        assert rollback(agent, **way)["ok"]
+        assert folders(agent) == {"1"}
+        assert (history(agent)[-1]["label"], history(agent)[-1]["origin"]) == ("v1", 1)
+        assert "no earlier revision" in rollback(agent)["message"]
+
+
+def test_back_to_a_release_after_many_that_failed(agent: Agent) -> None:
+    """Nothing that is kept but them and what each of them has given way to."""
+    agent.apply({"web": release(agent, "1")})
+    for number in range(10):
+        assert agent.apply({"web": {**release(agent, "2"), "command": f"/does/not/exist/{number}"}})["reverted"]
+    agent.apply({"web": release(agent, "3")})
+    assert rollback(agent)["ok"]
+    assert folders(agent) == {"1"}
 
 
 def test_back_from_a_label_is_done_once(agent: Agent) -> None:
@@ -428,6 +521,8 @@ def test_what_failed_is_not_tried_again_unattended(agent: Agent) -> None:
     assert agent.apply({"web": release(agent, "3")}, retry_failed=False)["ok"]
     release(agent, "2")
     assert agent.apply(bad)["ok"], "somebody who is there may try again"
+    again = agent.apply(bad, retry_failed=False)
+    assert (again["ok"], again["changed"]) == (True, False), "it has come up since"
 
 
 # The agent dies
@@ -573,6 +668,40 @@ def test_a_stop_ends_the_roll_and_nothing_goes_back(agent: Agent) -> None:
     gate.touch()
     made = agent.apply(definitions)
     assert actions(made) == {"web:0": "none", "web:1": "started", "web:2": "rolled"}
+
+
+@pytest.mark.parametrize("order", ["stop_first", "start_first"])
+def test_a_stop_of_what_has_come_up_already_ends_the_roll_too(agent: Agent, order: str) -> None:
+    common: dict[str, Any] = {"instances": 3, "update": {"order": order}}
+    agent.apply({"web": {**release(agent, "1"), **common}})
+    before = agent.pids()
+    check = {"readiness_check": f"exec://sh -c 'test $PM3_INSTANCE_ID = 0 || test -e {agent.folder}/gate'"}
+    definitions = {"web": {**release(agent, "2"), **common, **check, "readiness_timeout": 60}}
+    rows: list[dict[str, Any]] = []
+    made = in_background(lambda: agent.apply(definitions, progress=True, on_row=rows.append))
+    until(lambda: any(row["name"] == "web:1" for row in rows), "web:0 is replaced, and web:1 is being so")
+    assert agent.ask("stop", names=["web:0"])["type"] == "success"
+    (agent.folder / "gate").touch()
+    result = made()
+    assert not result["ok"]
+    assert not result["reverted"]
+    assert reasons(result)["web:0"].startswith("was stopped meanwhile (pm3 stop by ")
+    assert actions(result) == {"web:0": "failed", "web:1": "rolled", "web:2": "skipped"}
+    assert agent.instance("web:0")["status"] == "stopped"
+    assert agent.pids()["web:2"] == before["web:2"]
+
+
+def test_a_name_means_all_instances_while_one_becomes_several(agent: Agent) -> None:
+    agent.apply({"web": release(agent, "1")})
+    check = {"readiness_check": f"exec://test -e {agent.folder}/gate", "readiness_timeout": 60}
+    made = in_background(lambda: agent.apply({"web": {**release(agent, "1"), **check, "instances": 3}}))
+    until(
+        lambda: sorted(filter(agent.pids().get, agent.pids())) == ["web", "web:1", "web:2"],
+        "the others are being checked",
+    )
+    assert agent.ask("stop", names=["web"])["message"] == "stopped: web, web:1, web:2"
+    assert not made()["ok"]
+    assert {one["status"] for one in agent.instances().values()} == {"stopped"}
 
 
 def test_who_leaves_ends_nothing(agent: Agent) -> None:

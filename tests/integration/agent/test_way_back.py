@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from .conftest import Agent
-from .test_races import processes_of
-from .test_roll import actions, folders, history, release, rollback
+from .test_races import in_background, processes_of
+from .test_roll import actions, folders, history, reasons, release, rollback
 from .waiting import until
 
 
@@ -205,3 +205,89 @@ def test_what_was_taken_over_in_vain_is_given_back(agent: Agent, crashes: bool) 
     assert agent.pids()["web:1"] == untouched
     assert not agent.apply(theirs, project="other")["changed"]
     assert not agent.apply({"api": release(agent, "1")})["changed"]
+
+
+def test_what_a_first_apply_has_taken_over_in_vain_is_given_back(agent: Agent) -> None:
+    """There is no revision to go back to, but an owner."""
+    theirs = {"web": {**release(agent, "theirs"), "instances": 2}}
+    assert agent.apply(theirs, project="other")["ok"]
+    untouched = agent.pids()["web:1"]
+    bad = {"web": {**release(agent, "bad", "exit 1"), "instances": 2}}
+    made = agent.apply(bad, take_over=True)
+    assert not made["ok"]
+    assert reasons(made)["web:0"] == "exited with code 1; back with project other"
+    assert "went back to project other" in made["message"]
+    assert (made["revision"], made["reverted"]) == (history(agent)[-1]["revision"], False)
+    assert {one["project"] for one in agent.instances().values()} == {"other"}
+    assert folders(agent) == {"theirs"}
+    assert agent.pids()["web:1"] == untouched
+    assert list(agent.ask("snapshot")["definitions"]["other"]) == ["web"]
+    assert not agent.apply(theirs, project="other")["changed"]
+    refused = agent.apply(bad, take_over=True, retry_failed=False)
+    assert "failed here at 20" in refused["message"]
+
+
+def test_what_is_anothers_by_now_does_not_come_back(agent: Agent) -> None:
+    """The good revision had it, a paused one removed it, and then another project began to use its name."""
+    assert agent.apply({"api": release(agent, "1"), "web": release(agent, "web")})["ok"]
+    pause = {"update": {"on_failure": "pause"}}
+    assert actions(agent.apply({"api": {**release(agent, "bad", "exit 1"), **pause}}))["web"] == "removed"
+    assert agent.apply({"web": release(agent, "theirs")}, project="other")["ok"]
+    pid = agent.pids()["web"]
+    made = agent.apply({"api": release(agent, "worse", "exit 1")})
+    assert made["reverted"], made
+    assert "web is of project other by now and stays there" in made["message"]
+    assert folders(agent) == {"1", "theirs"}
+    assert agent.pids()["web"] == pid
+    assert agent.instance("web")["project"] == "other"
+    assert history(agent)[-1]["failure"] is None
+    assert not agent.under_way()
+
+
+def test_what_was_taken_over_and_left_half_done_is_the_former_owners_no_more(agent: Agent) -> None:
+    assert agent.apply({"web": release(agent, "theirs"), "db": release(agent, "db")}, project="other")["ok"]
+    bad = {**release(agent, "bad", "exit 1"), "update": {"on_failure": "pause"}}
+    made = agent.apply({"web": bad}, take_over=True)
+    assert (actions(made), made["reverted"]) == ({"web": "failed"}, False)
+    assert list(agent.ask("snapshot")["definitions"]["other"]) == ["db"]
+    assert not agent.apply({"db": release(agent, "db")}, project="other")["changed"]
+    assert agent.apply({"web": release(agent, "2")})["ok"]
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_what_is_held_in_the_midst_goes_back_with_the_rest(agent: Agent, crashes: bool) -> None:
+    """The run had begun to change it when somebody held it: half of a bad release is nothing to be kept."""
+    assert agent.apply({"web": {**release(agent, "1"), "instances": 2}})["ok"]
+    fails = agent.folder / "fails"
+    script = f'while [ "$PM3_INSTANCE_ID" = 0 ] || [ ! -e {fails} ]; do sleep 0.01; done; exit 1'
+    web, _ready = gated(agent, "bad", script, only="web:1")
+    rows: list[dict[str, Any]] = []
+    bad = {"web": {**web, "instances": 2}}
+    if crashes:
+        agent.apply(bad, wait=False)
+        until(lambda: agent.instance("web:1")["status"] == "starting", "web:1 is being replaced")
+    else:
+        made = in_background(lambda: agent.apply(bad, progress=True, on_row=rows.append))
+        until(lambda: any(row["name"] == "web:1" for row in rows), "web:1 is being replaced")
+    assert agent.ask("hold", names=["web"], reason="a look at it")["type"] == "success"
+    if crashes:
+        agent.crash()
+    fails.touch()
+    if not crashes:
+        assert made()["reverted"]
+    until(lambda: not agent.under_way(), "it has gone back")
+    assert folders(agent) == {"1"}
+    assert {one["status"] for one in agent.instances().values()} == {"online"}
+
+
+def test_who_loses_a_process_is_not_changed_in_the_midst_of_its_own_apply(agent: Agent) -> None:
+    db, ready = gated(agent, "2")
+    assert agent.apply({"web": release(agent, "web"), "db": release(agent, "1")}, project="other")["ok"]
+    assert agent.apply({"db": db}, project="other", prune=False, wait=False)["in_progress"]
+    until(lambda: "2" in folders(agent), "it has begun")
+    assert agent.apply({"web": release(agent, "web")}, take_over=True, wait=False)["in_progress"]
+    assert agent.instance("web")["project"] == "other", "that waits"
+    agent.crash()
+    ready()
+    until(lambda: not agent.under_way(), "it has ended")
+    assert [one["failure"] for one in history(agent, "other")] == [None, None]

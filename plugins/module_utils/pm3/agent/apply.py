@@ -45,7 +45,7 @@ class Apply:
     plan: Plan
     project: str | None
     path: str | None  # PATH for what is started, where the request carried one
-    stops: Mapping[str, int]  # `stops_of` the moment before the plan was begun, which may take several turns
+    stops: Mapping[str, int]  # `stops_of` the moment when this was asked for
     patient: bool = True  # wait until everything has settled; else only as long as order and first moments need
     on_row: Callable[[result_rows.Row], None] = lambda row: None
     on_step: OnStep = lambda name, step: None
@@ -61,6 +61,7 @@ class Apply:
     came_up: dict[str, tuple[Change, str]] = field(default_factory=dict)  # and the spawn that did
     fallen: dict[str, str] = field(default_factory=dict)  # what has come up and is not up any more, and why
     since: dict[str, float] = field(default_factory=dict)  # when the work on an instance began
+    awaited: dict[str, float] = field(default_factory=dict)  # since when it is waited for that an instance comes up
     soaking: walks.Pause | None = None
 
     def steps(self) -> Steps:
@@ -178,7 +179,10 @@ class Apply:
     def _await(self, begun: Mapping[Instance, Change], judge: walks.Judgement) -> Steps:
         """Waits for instances, and tells of each that has failed: of the moment of its failure, for it may be tried again by now."""
         seconds = next((self._deadline(change) for change in begun.values()), None)  # all are of one process
-        wait = walks.Until(self.supervisor, begun, judge, seconds)
+        now = self.supervisor.loop.time()
+        waited = max((now - self.awaited.setdefault(change.name, now) for change in begun.values()), default=0.0)
+        left = None if seconds is None else max(0.0, seconds - waited)
+        wait = walks.Until(self.supervisor, begun, judge, left)
         in_time = yield wait
         for instance, why in wait.failed.items():
             self._fail(begun[instance], instance, why)
@@ -203,9 +207,9 @@ class Apply:
         return instance is None or instance.life.phase in (Phase.DOWN, Phase.BACKOFF)
 
     def _was_stopped(self, name: str) -> bool:
-        """Somebody has stopped it since this began: the later word counts (I3)."""
+        """Somebody has stopped it since this was asked for: the later word counts (I3)."""
         instance = self.supervisor.instances.get(name)
-        return instance is not None and instance.stops != self.stops.get(name, 0)
+        return instance is not None and walks.was_stopped_since(instance, self.stops)
 
     def _begin(self, change: Change) -> Instance:
         self._step(change, "starting")
@@ -284,7 +288,7 @@ class Apply:
 
     def _reload(self, change: Change, instance: Instance) -> Steps:
         self._step(change, "reloading")
-        why = yield from Reload(self.supervisor, [instance], self.path).one(instance)
+        why = yield from Reload(self.supervisor, [instance], self.path, self.stops).one(instance)
         if why:
             self._fail(change, instance, why)
         else:
@@ -386,7 +390,11 @@ class Apply:
 
     def _look(self, instance: Instance) -> None:
         __, spawn_id = self.came_up[instance.name]
-        if self.supervisor.instances.get(instance.name) is not instance or self._was_stopped(instance.name):
+        if self.supervisor.instances.get(instance.name) is not instance:
+            return
+        if not instance.wanted:
+            if self.soaking is None:  # all is done then, and a stop is no failure of the release
+                self.fallen.setdefault(instance.name, walks.stopped_meanwhile(instance))
             return
         if _has_fallen(instance, spawn_id):
             self.fallen.setdefault(instance.name, f"came up, and then {walks.why_failed(instance)}")

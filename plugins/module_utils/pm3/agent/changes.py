@@ -10,6 +10,7 @@ it over a reboot (spec: pm3.md, section 10).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Callable
@@ -88,11 +89,12 @@ class Changes:
                     row for row in found.rows if row.process not in only or row.name in only[row.process]
                 )
                 found = replace(found, rows=rows_meant)
+            revision = None
             if project is not None and found.definitions != self._projects.definitions(project):
                 changed = {row.process for row in found.rows if row.action is not Action.NONE}
                 facts = (found.definitions, changed, places.taken(found.definitions), None, peer.uid)
-                self._projects.keep(self._projects.made(project, *facts))
-                self._projects.judge(project, None)  # what does not come up here is told, and not taken back
+                revision = self._projects.made(project, *facts)
+                self._projects.keep(revision)
             before = set(self._supervisor.instances)
             walk = Apply(
                 self._supervisor,
@@ -105,6 +107,11 @@ class Changes:
             )
             made = yield from walk.steps()
             self._forget_unprepared(row["name"] for row in made if row["name"] not in before)
+            failed = _failures(made)
+            if revision is not None and not failed:
+                self._projects.judge(revision.project, None)
+            elif revision is not None and walk.culprit is not None:  # told, and not taken back
+                self._projects.judge(revision.project, failed, time.time())
             client.finish(_started(made, {row.name for row in found.rows if row.rests}))
 
         self._work.in_turn([project], chosen, steps, client)
@@ -178,13 +185,19 @@ class Changes:
         return None
 
     def restart(self, request: Document, _peer: Peer, client: Client) -> None:
+        stops = walks.stops_of(self._supervisor)
+
         def steps() -> Steps:
-            targets = selection.ordered(self._to_restart(request["names"]))
+            meant, targets = selection.ordered(self._to_restart(request["names"])), []
             pace = Pace(self._supervisor.loop)
-            for one in targets:
+            for one in meant:
                 if pace.over():
                     yield pace
-                self._supervisor.change(one, wanted=True)
+                if not walks.was_stopped_since(one, stops):
+                    self._supervisor.change(one, wanted=True)
+                    targets.append(one)
+            if meant and not targets:
+                raise Refused("failed to restart " + _reasons(meant))
             yield from walks.stop_in_order(self._supervisor, targets)
             reached("restart.stopped")
             yield from walks.start_in_order(self._supervisor, targets, machine.Restart())
@@ -204,9 +217,11 @@ class Changes:
     def reload(self, request: Document, _peer: Peer, client: Client) -> None:
         from .reload import Reload
 
+        stops = walks.stops_of(self._supervisor)
+
         def steps() -> Steps:
             targets = self._selection.named(request["names"])
-            reload = Reload(self._supervisor, targets, request["path"])
+            reload = Reload(self._supervisor, targets, request["path"], stops)
             yield from reload.steps()
             failed = ", ".join(sorted(reload.failed))
             why = "; ".join(f"{name} {reload.failed[name]}" for name in sorted(reload.failed))
@@ -319,6 +334,10 @@ def _reasons(failed: Iterable[Instance]) -> str:
     return "; ".join(f"'{one.name}': {walks.why_failed(one)}" for one in failed)
 
 
+def _failures(made: Iterable[rows.Row]) -> str:
+    return "; ".join(f"{row['name']} {row['reason']}" for row in made if row["action"] == Action.FAILED.value)
+
+
 def _started(made: Sequence[rows.Row], resting: Collection[str]) -> Document:
     """pm3's answer to `start` (spec: pm3.md, section 3.3). `resting` are new and were not to be started."""
     failed = [row for row in made if row["action"] == Action.FAILED.value]
@@ -326,8 +345,7 @@ def _started(made: Sequence[rows.Row], resting: Collection[str]) -> Document:
         names = ", ".join(row["name"] for row in failed)
         immediate = all(row["reason"].startswith(("exited with code", "was ended by signal")) for row in failed)
         why = "process exited immediately" if immediate else "; ".join(sorted({row["reason"] for row in failed}))
-        detail = "; ".join(f"{row['name']} {row['reason']}" for row in failed)
-        return messages.error(f"failed to start '{names}': {why}" + (f" ({detail})" if immediate else ""))
+        return messages.error(f"failed to start '{names}': {why}" + (f" ({_failures(made)})" if immediate else ""))
     started = [
         row["name"]
         for row in made

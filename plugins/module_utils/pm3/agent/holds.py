@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pwd
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from ..model.order import natural
@@ -40,20 +40,25 @@ class Holds:
     def __contains__(self, target: Target) -> bool:
         return target in self._held
 
-    def text(self, process: str, project: str | None) -> str | None:
-        """How a process is held, itself or with its project; None: it is not."""
-        one = self._held.get(Target(PROCESS, process))
-        if one is None and project is not None:
-            one = self._held.get(Target(PROJECT, project))
+    def text(self, process: str, project: str | None, known: Collection[Target] | None = None) -> str | None:
+        """How a process is held, itself or with its project; None: it is not. With `known` no holds but these count."""
+        targets = [Target(PROCESS, process)] + ([Target(PROJECT, project)] if project is not None else [])
+        one = next((self._held[it] for it in targets if it in self._held and (known is None or it in known)), None)
         if one is None:
             return None
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since))
         return f"held by {self._holder(one.uid)} since {since}: {one.reason}"
 
-    def among(self, project: str | None, names: Iterable[str], actual: Iterable[Actual]) -> dict[str, str]:
+    def among(
+        self,
+        project: str | None,
+        names: Iterable[str],
+        actual: Iterable[Actual],
+        known: Collection[Target] | None = None,
+    ) -> dict[str, str]:
         """What is held of the processes that a change of `project` may touch (`names`, and all instances of the project), and how.
 
-        A process that still belongs to another project is also held with that one.
+        A process that still belongs to another project is also held with that one. With `known` no holds but these count.
         """
         if not self._held:
             return {}
@@ -63,7 +68,7 @@ class Holds:
                 owners.setdefault(one.process, set()).add(one.project)
         found = {}
         for name, projects in owners.items():
-            texts = [text for owner in projects if (text := self.text(name, owner)) is not None]
+            texts = [text for owner in projects if (text := self.text(name, owner, known)) is not None]
             if texts:
                 found[name] = min(texts)
         return found
@@ -90,6 +95,9 @@ class Holds:
         for target in ended:
             del self._held[target]
         return ended
+
+    def targets(self) -> list[Target]:
+        return list(self._held)
 
     def names(self) -> list[str]:
         return [target.name for target in self._held]

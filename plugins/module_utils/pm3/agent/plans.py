@@ -41,7 +41,7 @@ class Plans:
             only=wish.only,
             demanded=wish.demanded,
             gone=wish.gone,
-            held=self._supervisor.holds.among(wish.project, [*wish.definitions, *current], actual),
+            held=self._supervisor.holds.among(wish.project, [*wish.definitions, *current], actual, wish.holds),
             take_over=wish.take_over,
         )
         found: Plan = yield from paced(pace, parts)

@@ -105,13 +105,22 @@ class Projects:
     ) -> Revision | None:
         """The newest revision before that one which has come up; of another label, if one is given.
 
-        Unless `brought_back`, none that brought back another: going back twice is to go back further.
+        Where that one brought back another it is the other one, as long as that is kept: going back twice is to go back further.
+        With `brought_back` it is itself.
         """
-        for one in reversed(self._store.revisions(project)):
-            is_good = one.failure is None and (brought_back or one.origin is None)
-            if one.revision < number and is_good and (other_label is None or one.label != other_label):
-                return self._store.revision(project, one.revision)
+        kept = self._store.revisions(project)
+        of_number = {one.revision: one for one in kept}
+        for one in reversed(kept):
+            if one.revision >= number or one.failure is not None:
+                continue
+            found = one if brought_back else of_number.get(_root(kept, one), one)
+            if other_label is None or other_label not in (one.label, found.label):
+                return self._store.revision(project, found.revision)
         return None
+
+    def root(self, revision: Revision) -> int:
+        """The number of the revision whose definitions it has: its own, or that of the one which it brought back in the end."""
+        return _root(self._store.revisions(revision.project), revision)
 
     def changed_since(self, project: str, number: int) -> list[str]:
         """The processes that revisions after that one have changed."""
@@ -131,7 +140,7 @@ class Projects:
             return self._named(project, to, current), current
         if of_label is not None and current.label != of_label:
             return None, current
-        found = self.good_before(project, current.origin or current.revision, of_label)
+        found = self.good_before(project, self.root(current), of_label)
         if found is None:
             raise _refusal(
                 f"project {project} has no earlier revision that it could go back to; see pm3 history {project}"
@@ -139,9 +148,12 @@ class Projects:
         return found, current
 
     def _named(self, project: str, to: str, current: Revision) -> Revision | None:
-        if to in (str(current.revision), str(current.origin), current.label) and current.failure is None:
-            return None
         kept = self._store.revisions(project)
+        numbers = {str(one.revision) for one in kept} | {str(one.origin) for one in kept if one.origin is not None}
+        # What can be a number is one, and else a label.
+        is_there = to in (str(current.revision), str(current.origin)) if to in numbers else to == current.label
+        if is_there and current.failure is None:
+            return None
         named = [one for one in kept if str(one.revision) == to] or [one for one in kept if one.label == to]
         good = [one for one in named if one.failure is None]
         if not named:
@@ -152,14 +164,15 @@ class Projects:
         return self._store.revision(project, good[-1].revision)
 
     def failed_like(self, project: str, definitions: Mapping[str, Definition], places: Places) -> Revision | None:
-        """The newest revision that was taken back here and asked for exactly this."""
+        """The revision that was taken back here and asked for exactly this, unless a newer one that did so has come up."""
         current = self.current(project)
         for one in reversed(self._store.revisions(project)):
-            is_past = current is not None and one.revision != current.revision
-            if is_past and one.failed_at is not None and one.places == places:
-                whole = self._store.revision(project, one.revision)
-                if whole is not None and whole.definitions == definitions:
-                    return whole
+            is_current = current is not None and one.revision == current.revision
+            if one.places != places or (one.failure is not None and one.failed_at is None and not is_current):
+                continue  # of one that nobody has seen to its end nothing is known
+            whole = self._store.revision(project, one.revision)
+            if whole is not None and whole.definitions == definitions:
+                return None if is_current or whole.failed_at is None else whole
         return None
 
 
@@ -168,6 +181,15 @@ def owner(instances: Iterable[Instance], processes: Iterable[Any]) -> str | None
     names = set(processes)
     owners = {one.project for one in instances if one.process in names}
     return owners.pop() if len(owners) == 1 else None
+
+
+def _root(kept: Iterable[Revision], revision: Revision) -> int:
+    origins = {one.revision: one.origin for one in kept}
+    origins[revision.revision] = revision.origin
+    number = revision.revision
+    while (origin := origins.get(number)) is not None:
+        number = origin
+    return number
 
 
 def _refusal(message: str) -> DefinitionError:

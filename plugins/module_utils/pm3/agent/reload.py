@@ -10,7 +10,7 @@ copy itself, not by the old one on the same port (W12). Whatever has neither is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..model import machine
@@ -29,6 +29,7 @@ class Reload:
     supervisor: Supervisor
     targets: Sequence[Instance]
     path: str | None  # PATH for the new processes, where the request carried one
+    stops: Mapping[str, int]  # `walks.stops_of` the moment when this was asked for
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # and why
 
@@ -56,6 +57,8 @@ class Reload:
 
     def one(self, instance: Instance) -> Steps:
         """Reloads one instance; gives why it failed, or ""."""
+        if walks.was_stopped_since(instance, self.stops):
+            return walks.stopped_meanwhile(instance)
         runs = instance.pid is not None
         if runs and instance.definition.reload_signal is not None:
             return "" if self.supervisor.tell(instance, instance.definition.reload_signal) else "is not running"

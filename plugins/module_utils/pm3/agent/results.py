@@ -54,24 +54,30 @@ class Result:
 
     def take_back(self, back: Result, to: int, made: Revision) -> None:
         """`back` is what has become of going back to revision `to`, as revision `made`."""
+        self._join(back, f"revision {to}", f"back on revision {to}")
+        self.revision, self.label = made.revision, made.label
+        self.reverted = not back.failed()
+
+    def give_back(self, back: Result, owners: str) -> None:
+        """`back` is what has become of giving back what was taken over from these projects."""
+        self._join(back, f"project {owners}", f"back with project {owners}")
+
+    def _join(self, back: Result, to: str, there: str) -> None:
         failures = self.failed()
         first = failures[0]["name"] if failures else ""
         was = {row.name: row.was for row in back.found.rows if row.was}
         successors = {before: after for after, before in was.items()}
         after = {row["name"]: row for row in back.rows}
         found = [
-            _reverted(row, after.pop(successors.get(row["name"], row["name"]), None), first, to) for row in self.rows
+            _reverted(row, after.pop(successors.get(row["name"], row["name"]), None), first, to, there)
+            for row in self.rows
         ]
         # What the failed release had renamed, or had taken away, and what is of no row before.
-        found += [_reverted(None, row, first, to) for row in after.values() if row["changed"]]
+        found += [_reverted(None, row, first, to, there) for row in after.values() if row["changed"]]
         self.rows = found
-        self.revision, self.label = made.revision, made.label
-        self.reverted = not back.failed()
         self.timed_out = self.timed_out or back.timed_out
-        if self.reverted:
-            self.remarks.append(f"went back to revision {to}")
-        else:
-            self.remarks.append(f"could not go back to revision {to}: {back.why()}")
+        if not back.failed():  # else the rows say what could not go back
+            self.remarks.append(f"went back to {to}")
 
     def document(self, request: Document | None) -> Document:
         """Its message for the client."""
@@ -96,7 +102,7 @@ class Result:
         }
 
 
-def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: int) -> rows.Row:
+def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: str, there: str) -> rows.Row:
     """The row of an instance once its change was taken back. `row` is what it was before that, `back` what going back has done."""
     if row is None:
         row = {**(back or {}), "log_tail": []}
@@ -104,7 +110,7 @@ def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: int
         return row
     now = {key: back[key] for key in ("status", "pid", "restarts", "total_restarts", "last_exit")}
     if back["action"] == Action.FAILED.value:
-        why = f"could not go back to revision {to}: {back['reason']}"
+        why = f"could not go back to {to}: {back['reason']}"
         if row["action"] == Action.FAILED.value:
             why = f"{row['reason']}; {why}"
         return {
@@ -118,6 +124,6 @@ def _reverted(row: rows.Row | None, back: rows.Row | None, culprit: str, to: int
     if not back["changed"] or (back["action"] == Action.UPDATED.value and row["action"] in _UNTOUCHED):
         return {**row, **now}
     if row["action"] == Action.FAILED.value:
-        return {**row, **now, "reason": f"{row['reason']}; back on revision {to}"}
-    reason = f"{culprit} failed; back on revision {to}"
+        return {**row, **now, "reason": f"{row['reason']}; {there}"}
+    reason = f"{culprit} failed; {there}"
     return {**row, **now, "action": Action.REVERTED.value, "changed": True, "reason": reason}

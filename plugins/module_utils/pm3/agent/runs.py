@@ -22,6 +22,7 @@ from ..model.problems import DefinitionError
 from ..wire import messages
 from . import places, views, walks, wishes
 from .apply import Apply
+from .holds import Target
 from .plans import Plans
 from .points import reached
 from .projects import Projects
@@ -45,9 +46,10 @@ class Run:
 
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
-        self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when its turn came
+        self.stops: Mapping[str, int] | None = None  # `walks.stops_of` when it was asked for
         self.unproven: Collection[str] = ()  # processes that it had begun to change under an agent before us
         self.owners: dict[str, str] = {}  # processes that it takes over, and the projects that they belonged to
+        self.holds: Collection[Target] | None = None  # that there were when it began
         self.left_alone = False  # it leaves alone what somebody has stopped since it began
         self._clients: list[tuple[Client, bool]] = []
         self._news: dict[str, Document] = {}  # the last that was told of each instance
@@ -101,19 +103,22 @@ class Runs:
 
     def apply(self, request: Document, peer: Peer, client: Client) -> None:
         pace = Pace(self._supervisor.loop)
+        stops = walks.stops_of(self._supervisor)
 
         def first() -> Steps:
             yield pace  # its text was large, if it is much
             desired = yield from wishes.desired(request, pace, self._wishes.staying(request))
             wish = yield from self._wishes.of(request, desired, pace, peer.uid)
             # Mistakes are told at once, also where the project is busy.
-            yield from self._plans.of(wish, pace)
+            found = yield from self._plans.of(wish, pace)
+            owners = self._plans.owners(wish, found).values()
             self._wishes.refuse_what_is_beyond(wish)
             under_way = next(reversed(self._runs.get(wish.project, [])), None)
             if under_way is not None and self._is_the_same(under_way, wish):
                 self._join(under_way, request, client)
                 return
             run = self._queued(wish)
+            run.stops = stops  # what is stopped before its turn stays stopped: that is the later word (I3)
             self._join(run, request, client)
 
             def steps() -> Steps:
@@ -122,7 +127,8 @@ class Runs:
                 result = yield from self._run(run)
                 return result.document(request)
 
-            self._work.in_turn([wish.project], wish.definitions, lambda: self._turn(run, steps()), run)
+            # Those that lose something to it get a new revision, which may not come in the midst of a run of theirs.
+            self._work.in_turn([wish.project, *owners], wish.definitions, lambda: self._turn(run, steps()), run)
 
         self._work.run(first, client)
 
@@ -140,9 +146,11 @@ class Runs:
             run = self._queued(wish)
             run.unproven = current.changed
             run.owners = body.get("owners", {})
+            run.holds = wish.holds
             back = body.get("stage") == "back"
             steps = self._go_on(run, back)
-            self._work.in_turn([project], wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
+            projects = [project, *run.owners.values()]
+            self._work.in_turn(projects, wish.definitions, lambda run=run, steps=steps: self._turn(run, steps), run)  # type: ignore[misc]
 
     def abandon(self, why: str) -> None:
         """The agent ends, or becomes another: whoever waits is told what becomes of the change."""
@@ -151,11 +159,11 @@ class Runs:
                 run.finish(messages.error(why))
 
     def _is_the_same(self, run: Run, wish: Wish) -> bool:
-        """Whether what the run leads to is what is wished: a stop since it began is the later word for the run, and not for the wish."""
+        """Whether what the run leads to is what is wished: a stop since it was asked for is its later word, and not the wish's."""
         if not run.wish.same(wish) or wish.state not in _JOINED or run.left_alone:
             return False
-        stops = walks.stops_of(self._supervisor)
-        return run.stops is None or all(stops.get(name, 0) == before for name, before in run.stops.items())
+        stops, there = run.stops, self._supervisor.instances.values()
+        return stops is None or not any(walks.was_stopped_since(one, stops) for one in there)
 
     def _join(self, run: Run, request: Document, client: Client) -> None:
         if request["wait"]:
@@ -223,26 +231,27 @@ class Runs:
 
     def _run(self, run: Run) -> Steps:
         wish, pace = run.wish, Pace(self._supervisor.loop)
-        run.stops = stops = walks.stops_of(self._supervisor)
+        run.stops = stops = walks.stops_of(self._supervisor) if run.stops is None else run.stops
+        run.holds = self._supervisor.holds.targets() if run.holds is None else run.holds
         before = self._projects.current(wish.project)
         found = yield from self._plans.of(wish, pace)
         run.left_alone = any(row.reason == walks.STOPPED_MEANWHILE for row in found.rows)
         self._wishes.refuse_what_failed(wish)
         run.owners.update(self._plans.owners(wish, found))
-        changes = found.changed
+        changes, resting = found.changed, self._plans.resting(found) & self._never_stopped(run)
         if self._plans.is_new(wish, found):
             changed = {row.process for row in found.rows if row.action is not Action.NONE}
             facts = (changed, places.taken(found.definitions), wish.label, wish.uid, wish.origin)
             made = self._projects.made(wish.project, found.definitions, *facts)
             reached("run.before_kept")
-            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, self._plans.resting(found)))
+            self._projects.keep(made, wishes.to_store(made, wish, found, run.owners, resting, run.holds))
             reached("run.kept")
             changes = True
         elif found.changed:
             current = self._projects.current(wish.project)
             if current is not None:
                 self._supervisor.store.set_run(
-                    wish.project, wishes.to_store(current, wish, found, run.owners, self._plans.resting(found))
+                    wish.project, wishes.to_store(current, wish, found, run.owners, resting, run.holds)
                 )
                 reached("run.noted")
         if pace.over():
@@ -259,9 +268,9 @@ class Runs:
             else:
                 if result.culprit is not None and result.culprit.action is Action.ROLLED:
                     result.remarks.append(_IN_PLACE)  # no revision was made, so what it was started with has changed
-                self._conclude(wish.project, result)
-        if not result.failed():
-            self._projects.disown(wish.project, run.owners)
+                self._conclude(wish.project, result, _has_proven(result, current))
+        if not result.reverted:
+            self._projects.disown(wish.project, self._taken(run))
         if changes:
             self._supervisor.ledger.checkpoint()
         if pace.over():
@@ -286,8 +295,8 @@ class Runs:
         result.culprit, result.timed_out = walk.culprit, walk.timed_out
         return result
 
-    def _conclude(self, project: str, result: Result) -> None:
-        """The end of a run: its revision has come up, or it has failed and stays as it is."""
+    def _conclude(self, project: str, result: Result, proven: bool = True) -> None:
+        """The end of a run: its revision has come up (unless it has not `proven` that), or it has failed and stays as it is."""
         failed = result.failed()
         current = self._projects.current(project)
         if current is None or (failed and (current.failure is None or result.culprit is None)):
@@ -295,7 +304,7 @@ class Runs:
         elif failed:
             self._close(project, (result.why(), time.time()))
         else:
-            self._close(project, (None, None))
+            self._close(project, (None, None) if proven else None)
 
     def _close(self, project: str, verdict: tuple[str | None, float | None] | None = None) -> None:
         """Notes that the run is over, and what became of the revision. On a full disk the next agent will find that out again."""
@@ -314,16 +323,24 @@ class Runs:
         remark = self._obstacle(run.wish, result, failed, good)
         if good is not None and remark is None:
             return (yield from self._back(run, result, failed, good))
+        gives_back = good is None and bool(run.owners) and _reverts(run.wish, result)
+        if gives_back:
+            back = Result(run.wish, replace(result.found, rows=()), [], failed.revision, failed.label)
+            yield from self._give_back(run, back)
+            result.give_back(back, ", ".join(sorted(set(run.owners.values()))))
         self._close(failed.project, (result.why(), time.time()))
+        if gives_back:
+            for name, owner in run.owners.items():
+                self._projects.disown(owner, [name])
+            result.revision = self._projects.of(failed.project)[failed.project].revision
         result.remarks += [remark] if remark else []
         return result
 
     def _obstacle(self, wish: Wish, result: Result, failed: Revision, good: Revision | None) -> str | None:
         """Why nothing goes back; "" where there is nothing to be said of that, None where nothing is in the way."""
-        culprit = result.culprit
-        if culprit is None or wish.state in (State.STOPPED, State.ABSENT):
-            return ""
-        if updates.of(culprit.definition.update, wish.once).on_failure == updates.PAUSE:
+        if not _reverts(wish, result):
+            if result.culprit is None or wish.state in (State.STOPPED, State.ABSENT):
+                return ""
             return f"left half done (on_failure is pause); apply again to go on, or pm3 rollback {failed.project}"
         if good is None:
             return "there is no earlier revision to go back to" if failed.revision > 1 else ""
@@ -333,13 +350,20 @@ class Runs:
         return _IN_PLACE if wishes.brought_back(good) == failed.definitions else None
 
     def _back(self, run: Run, result: Result, failed: Revision, good: Revision) -> Steps:
-        definitions_then = wishes.brought_back(good)
+        everything = self._supervisor.instances.values()
+        others = {one.process: one.project for one in everything if one.project not in (None, failed.project)}
+        others.update(run.owners)
+        then = wishes.brought_back(good)
+        definitions_then = {name: one for name, one in then.items() if name not in others}
+        result.remarks += [
+            f"{name} is of project {others[name]} by now and stays there" for name in then if name in others
+        ]
         before = failed.definitions
-        changed = {*self._projects.changed_since(failed.project, good.revision), *before} - set(run.owners)
+        changed = {*self._projects.changed_since(failed.project, good.revision), *before} - set(others)
         touched = {
             name: one for name, one in definitions_then.items() if name in failed.changed or one != before.get(name)
         }
-        origin = good.origin or good.revision
+        origin = self._projects.root(good)
         wish = Wish(
             failed.project,
             touched,
@@ -349,10 +373,16 @@ class Runs:
             path=run.wish.path,
             label=good.label,
             origin=origin,
+            holds=run.holds,
             resting=self._never_stopped(run),
         )
         stops = walks.stops_of(self._supervisor)
-        found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
+        try:
+            found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
+        except DefinitionError as error:
+            self._close(failed.project, (result.why(), time.time()))
+            result.remarks.append(f"could not go back to revision {origin}: {error}")
+            return result
         kept = tuple(self._plans.pinned_live(row) for row in found.rows)
         found = replace(found, rows=kept, definitions=definitions_then)
         back_again = {row.process for row in found.rows if row.action is not Action.NONE}
@@ -362,7 +392,8 @@ class Runs:
         self._projects.judge(failed.project, result.why(), time.time())
         reached("back.judged")
         self._projects.keep(
-            made, wishes.to_store(made, wish, found, run.owners, self._plans.resting(found), stage="back")
+            made,
+            wishes.to_store(made, wish, found, run.owners, self._plans.resting(found), run.holds or (), stage="back"),
         )
         reached("back.kept")
         for row in found.rows:
@@ -374,6 +405,11 @@ class Runs:
         self._conclude(failed.project, back)
         result.take_back(back, origin, made)
         return result
+
+    def _taken(self, run: Run) -> set[str]:
+        """What it has taken over, and nothing of which is its former owner's any more."""
+        left = {(one.process, one.project) for one in self._supervisor.instances.values()}
+        return {name for name, owner in run.owners.items() if (name, owner) not in left}
 
     def _never_stopped(self, run: Run) -> frozenset[str]:
         """What nobody has stopped since the run began, be it under another agent."""
@@ -387,10 +423,30 @@ class Runs:
             names = {name for name, project in run.owners.items() if project == owner}
             theirs = {name: one for name, one in self._projects.definitions(owner).items() if name in names}
             resting = self._never_stopped(run)
-            wish = Wish(owner, theirs, prune=False, take_over=True, path=run.wish.path, resting=resting)
+            wish = Wish(
+                owner, theirs, prune=False, take_over=True, path=run.wish.path, holds=run.holds, resting=resting
+            )
             stops = walks.stops_of(self._supervisor)
             found = yield from self._plans.of(wish, Pace(self._supervisor.loop))
             given = yield from self._walked(run, wish, found, stops)
             back.rows += given.rows
             back.found = replace(back.found, rows=(*back.found.rows, *given.found.rows))
             back.culprit, back.timed_out = back.culprit or given.culprit, back.timed_out or given.timed_out
+
+
+def _reverts(wish: Wish, result: Result) -> bool:
+    """Whether what failed is to be taken back: the culprit says so, where there is one."""
+    if result.culprit is None or wish.state in (State.STOPPED, State.ABSENT):
+        return False
+    return updates.of(result.culprit.definition.update, wish.once).on_failure != updates.PAUSE
+
+
+def _has_proven(result: Result, revision: Revision) -> bool:
+    """Whether the run has brought up all that the revision changed, so that it is known to be good. What is not to be started is not
+    waited for."""
+    wish = result.wish
+    reached = set(wish.definitions if wish.only is None else wish.only)
+    if wish.state in (State.STOPPED, State.ABSENT):
+        reached = set()
+    left_alone = {row.process for row in result.found.rows if row.held or row.reason == walks.STOPPED_MEANWHILE}
+    return {name for name in revision.changed if name in revision.definitions} <= reached - left_alone

@@ -1,7 +1,10 @@
 # Copyright (c) 2026, pm3.fleet contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a name means: an instance, else a process with all its instances, else a group (spec: pm3.md, section 2). In every command."""
+"""What a name means: an instance, else a process with all its instances, else a group (spec: pm3.md, section 2). In every command.
+
+While a process goes from one instance to several there is an instance of its name beside others of it: the name means all of them.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +57,9 @@ class Selection:
         found: dict[str, Instance] = {}
         families: _Families | None = None
         for name in names:
-            if name in everything:
-                found[name] = everything[name]
+            one = everything.get(name)
+            if one is not None and one.process != name:
+                found[name] = one
                 continue
             families = families or _Families(everything.values())
             matches = families.of(name)

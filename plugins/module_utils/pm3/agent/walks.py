@@ -4,25 +4,27 @@
 """Walks: changes of many instances, one dependency level after the other, each waiting for what it needs.
 
 A walk delivers events to instances and waits for what becomes of them; what an instance does in between is the machine's affair.
-Every wait here ends by itself: starts by the timeouts of their checks, stops by `kill_timeout` and `STUCK`.
+Every wait here ends by itself: starts by the timeouts of their checks and `RESTARTS`, stops by `kill_timeout` and `STUCK`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model import graph, machine
 from ..model import rows as result_rows
 from ..model.definition import Definition
-from ..model.life import Phase
+from ..model.life import Cause, Phase
 from .instance import Instance, has_completed
 from .loop import Timer
 from .supervisor import Supervisor
 from .tasks import Pace, Steps
 
 STUCK = 10.0  # seconds after SIGKILL in which the kernel has ended every process that it can end
+RESTARTS = 3  # times that what is to come up may be begun anew because its own definition asks for that
 STOPPED_MEANWHILE = "was stopped meanwhile"
+_TRIGGERED = (Cause.WATCH, Cause.CRON, Cause.MEMORY)
 RESISTS = "could not be ended: it does not react to SIGKILL (uninterruptible sleep)"
 
 Judgement = Callable[[Instance], bool]
@@ -43,6 +45,8 @@ class Until:
         self.failed: dict[Instance, str] = {}
         self.late: list[Instance] = []  # those that were not there in time
         self._left: set[Instance] = {instance for instance in instances if not self._judged(instance)}
+        # The newest end of each, and how many since then were for a new beginning.
+        self._ends = {one: (one.life.end, 0) for one in self._left if one.life.end is not None}
         self._timer: Timer | None = None
         self._resume: Callable[[Any], None] | None = None
 
@@ -71,8 +75,25 @@ class Until:
             self.failed[instance] = why_failed(instance)
         return True
 
+    def _is_begun_for_ever(self, instance: Instance) -> bool:
+        """Whether it has been begun anew so often, before it came up, that it will not: it may write what it watches itself."""
+        end = instance.life.end
+        last, times = self._ends.get(instance, (None, 0))
+        if (
+            end is None
+            or end is last
+            or end.cause not in _TRIGGERED
+            or self._judge not in (is_begun, is_ready, is_settled)
+        ):
+            return False
+        self._ends[instance] = (end, times + 1)
+        if times + 1 < RESTARTS:
+            return False
+        self.failed[instance] = f"was restarted {RESTARTS} times by {end.cause.value} before it had come up"
+        return True
+
     def _look(self, instance: Instance) -> None:
-        if instance in self._left and self._judged(instance):
+        if instance in self._left and (self._judged(instance) or self._is_begun_for_ever(instance)):
             self._left.discard(instance)
             self._supervisor.unwatch(instance.name, self._look)
             if not self._left:
@@ -151,6 +172,11 @@ def is_settled(instance: Instance) -> bool:
 def stops_of(supervisor: Supervisor) -> dict[str, int]:
     """How often each instance has been stopped by somebody: by this a change sees that a stop came after it was asked for."""
     return {name: instance.stops for name, instance in supervisor.instances.items()}
+
+
+def was_stopped_since(instance: Instance, stops: Mapping[str, int]) -> bool:
+    """Whether somebody has stopped it after `stops` were taken, and nothing has undone that. One that has come to be since counts, too."""
+    return not instance.wanted and instance.stops != stops.get(instance.name, 0)
 
 
 def why_failed(instance: Instance) -> str:

@@ -15,6 +15,7 @@ from ..model.definition import Definition
 from ..model.plan import Action, Plan, State
 from ..model.problems import DefinitionError, Problem, Unfit
 from . import known, places, views
+from .holds import Target
 from .projects import Projects
 from .store import Revision
 from .supervisor import Supervisor
@@ -41,6 +42,7 @@ class Wish:
     origin: int | None = None  # the revision that this brings back
     path: str | None = None
     uid: int | None = None
+    holds: Collection[Target] | None = None  # no others count: what a run has begun it goes on with, or takes back
     resting: Collection[str] | None = None  # of a run that is gone on with: what had been stopped when it began
 
     def same(self, other: Wish) -> bool:
@@ -86,7 +88,8 @@ class Wishes:
         if target is None:
             return Wish(project, current.definitions, label=current.label, origin=current.origin, **common)
         back = brought_back(target)
-        return Wish(project, back, label=request["label"] or target.label, origin=target.revision, **common)
+        origin = self._projects.root(target)
+        return Wish(project, back, label=request["label"] or target.label, origin=origin, **common)
 
     def beyond(self, wish: Wish) -> list[Problem]:
         """The limits that it asks for and that cannot be kept on this host."""
@@ -152,9 +155,13 @@ def to_store(
     found: Plan,
     owners: Mapping[str, str],
     resting: Collection[str],
+    holds: Iterable[Target],
     stage: str = "forward",
 ) -> Document:
-    """What another agent needs to go on with a run. Definitions are the revision's, which may have more than were wished."""
+    """What another agent needs to go on with a run. Definitions are the revision's, which may have more than were wished.
+
+    `holds` are those that there were when the run began.
+    """
     only = wish.only if wish.only is not None or wish.prune else tuple(wish.definitions)
     return {
         "revision": revision.revision,
@@ -168,6 +175,7 @@ def to_store(
         "path": wish.path,
         "once": dict(wish.once),
         "resting": sorted(resting),
+        "holds": sorted(holds),
     }
 
 
@@ -188,6 +196,7 @@ def from_store(revision: Revision, body: Document) -> Wish:
         path=body["path"],
         label=revision.label,
         origin=revision.origin,
+        holds=[Target(*one) for one in body["holds"]] if "holds" in body else None,
         resting=frozenset(body["resting"]),
     )
 

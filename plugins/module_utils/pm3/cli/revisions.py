@@ -45,6 +45,11 @@ def _rollback(options: argparse.Namespace, agent: Agent, console: Console) -> in
     if options.to is not None and options.origin is not None:
         console.error("--to says where to go, --from whence; not both")
         return 2
+    if options.to == "":
+        console.error(
+            "--to: expected a revision or a label; without it the way leads to the newest good one before the current one"
+        )
+        return 2
     kind = "plan" if options.dry_run else "apply"
     way: Document = {"rollback_from": options.origin} if options.origin is not None else {}
     way = way or {"rollback_to": options.to or ""}  # the empty one: back by one

@@ -57,6 +57,7 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
 
 
+NAME = "a string that is not empty"
 TEXT, TEXTS, FLAG, COUNT = "a string", "an array of strings", "true or false", "a whole number, 0 or more"
 PATH = "a string that can be a path"  # bytes that are not UTF-8 included, as half surrogate pairs
 SECONDS, TABLE, TABLES, SECRETS = (
@@ -66,6 +67,7 @@ SECONDS, TABLE, TABLES, SECRETS = (
     "an object of objects of strings",
 )
 _KINDS: dict[str, Callable[[Any], bool]] = {
+    NAME: lambda value: _is_text(value) and value != "",
     TEXT: _is_text,
     PATH: _is_path,
     TEXTS: lambda value: isinstance(value, list) and all(map(_is_text, value)),
@@ -82,11 +84,11 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 _NAMES = {"names": Field(TEXTS)}  # none: all
 _WALK = {"progress": Field(FLAG, False)}  # rows while the work goes on
 _APPLY = {
-    "project": Field(TEXT, required=True),
+    "project": Field(NAME, required=True),
     "definitions": Field(TABLES, {}),
     "known": Field(TABLES, {}),  # processes as the agent knows them, by name, with the fields that are to be another
     "rollback_to": Field(TEXT),  # a revision's number or label, instead of definitions
-    "rollback_from": Field(TEXT),  # back from the revision of this label, if it is the current one
+    "rollback_from": Field(NAME),  # back from the revision of this label, if it is the current one
     "secrets": Field(SECRETS, {}),
     "update": Field(TABLE, {}),  # for definitions that have none of their own
     "update_once": Field(TABLE, {}),  # for this run alone, whatever the definitions say
@@ -108,7 +110,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "apply": _APPLY,
     "plan": _APPLY,
     "snapshot": {
-        "project": Field(TEXT),
+        "project": Field(NAME),
         **_NAMES,
         "log_lines": Field(COUNT, 0),
         "wait_for": Field(TEXT, choices=("online",)),
@@ -131,9 +133,9 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "resurrect": {"path": Field(PATH)},
     "delete": {"names": Field(TEXTS, required=True)},
     "doctor": {},
-    "history": {"project": Field(TEXT, required=True)},
-    "hold": {**_NAMES, "project": Field(TEXT), "reason": Field(TEXT, required=True)},
-    "release": {**_NAMES, "project": Field(TEXT)},
+    "history": {"project": Field(NAME, required=True)},
+    "hold": {**_NAMES, "project": Field(NAME), "reason": Field(TEXT, required=True)},
+    "release": {**_NAMES, "project": Field(NAME)},
     "list": {},
     "info": {"name": Field(TEXT, required=True)},
     "log": {

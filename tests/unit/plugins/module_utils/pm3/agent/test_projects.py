@@ -118,6 +118,45 @@ def test_back_goes_further_each_time(store: Store) -> None:
         projects.back_to("shop", "", None)
 
 
+def test_back_leads_to_what_was_there_and_not_to_what_had_been_left(store: Store) -> None:
+    """Revision 2 was left by a rollback, and 4 comes after that; going back twice does not go forward again."""
+    projects = Projects(store)
+    release(1, projects, "v1")
+    release(2, projects, "v2")
+    release(1, projects, "v1", origin=1)
+    release(4, projects, "v4")
+    for of_label in (None, "v4"):
+        assert number_of(projects.back_to("shop", "" if of_label is None else None, of_label)[0]) == 1
+    release(1, projects, "v1", origin=1)
+    with pytest.raises(DefinitionError, match="no earlier revision"):
+        projects.back_to("shop", "", None)
+    release(6, projects, "v6")
+    release(1, projects, "v1", origin=5)
+    release(8, projects, "v8")
+    assert number_of(projects.back_to("shop", "", None)[0]) == 1, "what was brought back from what was brought back"
+    release(1, projects, "v8", origin=1)
+    release(10, projects, "v10")
+    assert number_of(projects.back_to("shop", None, "v10")[0]) == 1
+    release(11, projects, "v1")
+    assert number_of(projects.back_to("shop", None, "v1")[0]) == 10, "nor to another name of what is to be left"
+
+
+def test_back_to_what_is_kept_only_as_it_was_brought_back(store: Store) -> None:
+    projects = Projects(store)
+    release(1, projects, "v1")
+    for number in range(10):
+        release(100 + number, projects, failure="bad", at=1.0)
+        release(1, projects, "v1", origin=1)
+    release(2, projects, "v2")
+    assert projects.revisions("shop")[0].revision > 1
+    found, _current = projects.back_to("shop", "", None)
+    assert found is not None
+    assert (found.definitions, projects.root(found)) == (web(1), 1)
+    release(1, projects, "v1", origin=1)
+    with pytest.raises(DefinitionError, match="no earlier revision"):
+        projects.back_to("shop", "", None)
+
+
 def test_back_from_a_label(store: Store) -> None:
     projects = Projects(store)
     release(1, projects, "v1")
@@ -150,6 +189,18 @@ def test_back_to_a_number_or_a_label(store: Store) -> None:
     assert projects.back_to("shop", "2", None)[0] is None, "what it brought back is there"
 
 
+def test_a_number_is_a_revision_first_and_none_is_no_revision(store: Store) -> None:
+    projects = Projects(store)
+    release(1, projects, "v1")
+    release(2, projects, "v2")
+    release(3, projects, "2")
+    assert number_of(projects.back_to("shop", "2", None)[0]) == 2, "and not what is there, which has this label"
+    with pytest.raises(DefinitionError, match="has no revision None"):
+        projects.back_to("shop", "None", None)
+    release(4, projects, "77")
+    assert projects.back_to("shop", "77", None)[0] is None, "a label that looks like a number of none"
+
+
 def test_a_current_revision_that_failed_is_no_place_where_one_is_already(store: Store) -> None:
     projects = Projects(store)
     release(1, projects, "v1")
@@ -172,6 +223,10 @@ def test_failed_like(store: Store) -> None:
     assert projects.failed_like("shop", web(1), {}) is None
     assert projects.failed_like("shop", web(3), {}) is None, "nobody has seen it fail"
     assert projects.failed_like("bank", web(2), places) is None
+    release(2, projects, places=places)
+    assert projects.failed_like("shop", web(2), places) is None, "it has come up since, and is there"
+    release(4, projects)
+    assert projects.failed_like("shop", web(2), places) is None, "it has come up since"
 
 
 def test_what_is_stopped_is_not_started_by_a_run_that_goes_on(store: Store) -> None:

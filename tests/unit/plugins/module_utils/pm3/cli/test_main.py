@@ -127,6 +127,7 @@ def test_the_version(pm3: Callable[..., Said], words: tuple[str, ...]) -> None:
         (("hold", "--reason", "x"), "error: name the processes or projects to hold\n"),
         (("release",), "error: name the processes or projects to release\n"),
         (("rollback",), "pm3 rollback: error: the following arguments are required: PROJECT"),
+        (("rollback", "shop", "--to", ""), "error: --to: expected a revision or a label; without it the way leads to"),
         (("rollback", "shop", "--to", "3", "--from", "x"), "error: --to says where to go, --from whence; not both\n"),
     ],
 )
