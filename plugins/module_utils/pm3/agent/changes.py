@@ -264,26 +264,34 @@ class Changes:
             raise Refused("; ".join(problems))
 
         def steps() -> Steps:
-            found = self.restored(saved, request["path"])
+            left = [one.name for one in saved if self._is_applied(one)]
+            found = self.restored((one for one in saved if one.name not in left), request["path"])
             yield from walks.start_in_order(self._supervisor, found, machine.Start())
             failed = [one for one in found if walks.has_failed(one)]
             if failed:
                 client.finish(messages.error("failed to resurrect " + _reasons(failed)))
-            elif found:
-                client.finish(messages.success("resurrected: " + _listed(found)))
-            else:
-                client.finish(messages.success("all processes already running"))
+                return
+            done = "resurrected: " + _listed(found) if found else "all processes already running"
+            client.finish(messages.success(done + f"; left to apply: {', '.join(left)}" * bool(left)))
 
         self._work.in_turn([None], {one.process for one in saved}, steps, client)
 
+    def _is_applied(self, saved: Instance) -> bool:
+        """Whether it is for its project to say that there is to be such an instance, of which the table has none."""
+        revisions = self._projects.of(None)
+        return saved.name not in self._supervisor.instances and (
+            saved.project in revisions or any(saved.process in one.definitions for one in revisions.values())
+        )
+
     def restored(self, saved: Iterable[Instance], path: str | None = None) -> list[Instance]:
-        """Puts saved instances into the table where their names are free. Gives those that are now to be started: none that was
-        saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved; but no job
-        that has done its work since."""
+        """Puts saved instances into the table where their names are free, as ad hoc. Gives those that are now to be started: none
+        that was saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved; but
+        no job that has done its work since."""
         found = []
         for one in saved:
             present = self._supervisor.instances.get(one.name)
             if present is None:
+                one.project = None
                 present = self._supervisor.add(one)
             if one.wanted and walks.rests(present) and not is_up(present):
                 self._supervisor.change(present, wanted=True, path=path or present.path)
@@ -291,9 +299,13 @@ class Changes:
         return selection.ordered(found)
 
     def dumped(self) -> list[Instance]:
-        """What a fresh agent starts again, beside what its store holds."""
+        """What a fresh agent starts again, beside what its store holds: what was ad hoc. Of what was applied the store knows what has
+        become of it since (promise 1)."""
         saved = dump.read(self._dump, self._supervisor.diagnose) or []
-        return self.restored(one for one in saved if one.name not in self._supervisor.instances)
+        there = self._supervisor.instances
+        return self.restored(
+            one for one in saved if one.name not in there and one.project is None and not self._is_applied(one)
+        )
 
 
 def cpus() -> int:
