@@ -335,9 +335,20 @@ def test_w47_one_bad_entry_does_not_cost_the_others(agent: Agent) -> None:
     start(agent, web=SLEEP)
     agent.ask("save")
     entries = json.loads(dump(agent).read_text())
-    dump(agent).write_text(json.dumps([{"name": "x"}, 7, {"name": "../x", "config": {"command": "x"}}, *entries]))
+    odd = {**entries[0], "name": "odd", "process": "odd", "config": {**entries[0]["config"], "kill_signal": "SIGFOO"}}
+    dump(agent).write_text(json.dumps([{"name": "x"}, 7, {"name": "../x", "config": {"command": "x"}}, odd, *entries]))
     agent.ask("delete", names=["web"])
-    assert agent.ask("resurrect")["message"] == "resurrected: web"
+    answer = agent.ask("resurrect")
+    assert answer["type"] == "error"
+    assert answer["message"].endswith("; resurrected: web")
+    for said in (
+        "an entry that has no name or no config",
+        "passed over '../x': ",
+        "passed over 'odd': [odd] kill_signal: ",
+    ):
+        assert said in answer["message"]
+    assert agent.instance("web")["status"] == "online"
+    assert agent.pm3("resurrect", check=False).returncode == 1
     assert "passed over" in (agent.data_dir / "agent.log").read_text()
     dump(agent).write_text("[{")
     answer = agent.ask("resurrect")

@@ -268,11 +268,14 @@ class Changes:
             found = self.restored((one for one in saved if one.name not in left), request["path"])
             yield from walks.start_in_order(self._supervisor, found, machine.Start())
             failed = [one for one in found if walks.has_failed(one)]
-            if failed:
-                client.finish(messages.error("failed to resurrect " + _reasons(failed)))
-                return
             done = "resurrected: " + _listed(found) if found else "all processes already running"
-            client.finish(messages.success(done + f"; left to apply: {', '.join(left)}" * bool(left)))
+            done += f"; left to apply: {', '.join(left)}" * bool(left)
+            if failed:
+                client.finish(messages.error("; ".join(["failed to resurrect " + _reasons(failed), *problems])))
+            elif problems:  # the others are up, but that is not all that was saved (W47)
+                client.finish(messages.error("; ".join([*problems, done])))
+            else:
+                client.finish(messages.success(done))
 
         self._work.in_turn([None], {one.process for one in saved}, steps, client)
 
