@@ -90,6 +90,19 @@ def test_what_is_to_go_needs_a_name_and_no_file(shop: Agent) -> None:
     assert [row["action"] for row in found["instances"]] == ["removed"]
 
 
+def test_a_part_of_a_project_may_depend_on_the_rest(agent: Agent) -> None:
+    assert agent.apply({"db": {"command": "sleep 1000000"}}, project="p")["ok"]
+    agent.file('[web]\ncommand = "sleep 1000000"\ndepends_on = ["db"]\n')
+    found = document(agent, "plan", "--project", "p", "--no-prune")
+    assert {row["name"]: row["action"] for row in found["instances"]} == {"web": "created"}
+    agent.pm3("apply", "--project", "p", "--no-prune")
+    assert set(agent.instances()) == {"db", "web"}
+    said = "[web] depends_on: "
+    assert document(agent, "apply", "--project", "p", status=1)["message"].startswith(f"pm3.toml: {said}")
+    agent.file('[web]\ncommand = "sleep 1000000"\ndepends_on = ["bd"]\n')
+    assert document(agent, "apply", "--project", "p", "--no-prune", status=1)["message"].startswith(f"pm3.toml: {said}")
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""

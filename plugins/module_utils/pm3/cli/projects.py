@@ -85,7 +85,8 @@ def _asked_for(options: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     if options.state == "absent" and options.project and not options.file:
         return {}, "", os.getcwd()
     text, file, base = _read(options.file)
-    pm3_toml.load(text, file, base, options.env)
+    # Of a part of a project only the agent knows what else there is that it may depend on.
+    pm3_toml.load(text, file, base, options.env, None if options.no_prune else ())
     return pm3_toml.parse(text, file), file, base
 
 
