@@ -53,7 +53,7 @@ SIGNALS = frozenset(
     ]
 )
 U32, U64 = 2**32 - 1, 2**64 - 1
-_MOST_INSTANCES = 100_000  # of one process
+MOST_INSTANCES = 100_000  # of one process
 _HIGHEST_ID = 999_999_999  # nine digits: what a dependency on a single instance can name, and a file name has room for
 
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # in arguments and environments, and in UTF-8
@@ -295,16 +295,16 @@ def _instances(value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise _expected('a whole number or "max"', value)
-    if not -1024 <= value <= _MOST_INSTANCES:
-        raise Unfit(f"expected a whole number from -1024 to {_MOST_INSTANCES}, found {value}")
+    if not -1024 <= value <= MOST_INSTANCES:
+        raise Unfit(f"expected a whole number from -1024 to {MOST_INSTANCES}, found {value}")
     return 1 if value == 0 else int(value)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         raise _expected("an array of whole numbers", value)
-    if len(value) > _MOST_INSTANCES:
-        raise Unfit(f"expected at most {_MOST_INSTANCES} numbers, found {len(value)}")
+    if len(value) > MOST_INSTANCES:
+        raise Unfit(f"expected at most {MOST_INSTANCES} numbers, found {len(value)}")
     numbers = sorted(_integer(item, 0, _HIGHEST_ID) for item in value)
     for one, following in zip(numbers, numbers[1:]):
         if one == following:

@@ -59,7 +59,7 @@ def _placed(
         parsed, wrong = definition.parse(name, tables[name])
         if parsed is not None:
             found[name], unplaced = definition.located(parsed, base)
-            wrong = [*wrong, *unplaced]
+            wrong = [*wrong, *unplaced, *definition.incomputable(parsed)]
         linked[name] = found.get(name) or _links(name, tables[name])
         problems += wrong
         yield
