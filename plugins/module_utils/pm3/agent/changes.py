@@ -334,15 +334,21 @@ def _reasons(failed: Iterable[Instance]) -> str:
     return "; ".join(f"'{one.name}': {walks.why_failed(one)}" for one in failed)
 
 
+def _whys(failed: Sequence[rows.Row]) -> list[str]:
+    """Why each has failed; first those of which pm3 says no more than that they exited."""
+    immediate = [row for row in failed if row["reason"].startswith(("exited with code", "was ended by signal"))]
+    others = [row for row in failed if row not in immediate]
+    listed = "; ".join(f"{row['name']} {row['reason']}" for row in immediate)
+    told = [f"{row['name']}: {row['reason']}" if len(failed) > 1 else str(row["reason"]) for row in others]
+    return [f"process exited immediately ({listed})"] * bool(immediate) + told
+
+
 def _started(made: Sequence[rows.Row], resting: Collection[str]) -> Document:
     """pm3's answer to `start` (spec: pm3.md, section 3.3). `resting` are new and were not to be started."""
     failed = [row for row in made if row["action"] == Action.FAILED.value]
     if failed:
         names = ", ".join(row["name"] for row in failed)
-        immediate = all(row["reason"].startswith(("exited with code", "was ended by signal")) for row in failed)
-        why = "process exited immediately" if immediate else "; ".join(sorted({row["reason"] for row in failed}))
-        detail = "; ".join(f"{row['name']} {row['reason']}" for row in failed)
-        return messages.error(f"failed to start '{names}': {why}" + (f" ({detail})" if immediate else ""))
+        return messages.error(f"failed to start '{names}': " + "; ".join(_whys(failed)))
     started = [
         row["name"]
         for row in made
