@@ -144,6 +144,25 @@ def test_a_following_log_in_a_pipe(shop: Agent) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_following_log_ends_with_its_reader_and_not_with_the_next_line(shop: Agent, lines: int) -> None:
+    written = "".join(f"{number}\n" for number in range(lines))
+    shop.file(f"[talk]\ncommand = \"sh -c 'seq 0 {lines - 1}; exec sleep 1000000'\"\n")
+    shop.pm3("start")
+    until(lambda: shop.log("talk-out") == written, "all is there that ever will be")
+    command = f"{' '.join(COMMAND)} log -f talk | head -n {lines}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        env=shop.environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == written + "141\n"
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("output", "said"),
     [(">/dev/full", "error: No space left on device\n"), (">&-", "error: standard output is closed; ")],

@@ -31,6 +31,11 @@ class Console:
         self._error_colours = wanted and err.isatty()
         self.shows_progress = self._colours and self._error_colours
 
+    @property
+    def descriptor(self) -> int:
+        """Of stdout."""
+        return self._out.fileno()
+
     def line(self, text: str = "") -> None:
         self._out.write(text + "\n")
 
