@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Callable, TextIO
 
+from ..model.screen import one_line
 from ..wire.messages import Document
 
 RED, GREEN, YELLOW, GREY, BOLD = "31", "32", "33", "90", "1"
@@ -50,12 +51,12 @@ class Console:
         return painted(text, codes) if self._colours and text else text
 
     def success(self, text: str) -> None:
-        self.line(self.paint(text, GREEN))
+        self.line(self.paint(_shown(text), GREEN))
 
     def note(self, text: str) -> None:
         """Beside the answer: where stdout belongs to something else."""
         self._out.flush()
-        self._err.write(text + "\n")
+        self._err.write(_shown(text) + "\n")
         self._err.flush()
 
     def warning(self, text: str) -> None:
@@ -84,7 +85,7 @@ class Console:
     def _beside(self, label: str, text: str, colour: str) -> None:
         self._out.flush()  # in the order in which things were said, where both streams are one terminal
         label = painted(label, (colour, BOLD)) if self._error_colours else label
-        self._err.write(f"{label} {text}\n")
+        self._err.write(f"{label} {_shown(text)}\n")
         self._err.flush()
 
 
@@ -94,6 +95,11 @@ def place(problem: Mapping[str, Any]) -> str:
 
     texts = {name: problem.get(name) for name in ("file", "table", "field")}
     return str(Problem(str(problem.get("message") or ""), **texts))
+
+
+def _shown(text: str) -> str:
+    """Lines that do nothing to a terminal, whatever a name or a program's last words have in them."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def any_text(stream: TextIO) -> None:

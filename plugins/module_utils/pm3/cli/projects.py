@@ -20,6 +20,7 @@ from ..wire.messages import Document
 from .answers import Run, refused, unusable, walked
 from .autostart import Agent
 from .console import GREY, RED, YELLOW, Console
+from .table import printable
 
 
 def _apply(options: argparse.Namespace, agent: Agent, console: Console) -> int:
@@ -122,7 +123,7 @@ def _result(kind: str, result: Document, console: Console) -> None:
         if counts.get("skipped"):
             summary += f", {counts['skipped']} skipped"
     revision = f" (revision {result['revision']})" if kind == "apply" and result.get("revision") is not None else ""
-    console.line(f"project {result.get('project')}{revision}: {summary}")
+    console.line(f"project {printable(result.get('project'))}{revision}: {summary}")
     if not result.get("ok"):
         console.error(str(result.get("message") or "the request failed"))
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model.order import natural
+from ..model.screen import one_line
 from .console import GREEN, GREY, RED, YELLOW
 
 Paint = Callable[..., str]
@@ -153,10 +154,7 @@ def moment(seconds: Any) -> str | None:
 
 def printable(value: Any) -> str:
     """A text in one line that leaves the terminal alone."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return one_line(str(value))
 
 
 def _cells(process: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from .screen import one_line
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -42,13 +44,6 @@ class DefinitionError(Exception):
 
 class Unfit(ValueError):
     """A value that a field cannot take; the text says what the field expects instead."""
-
-
-def one_line(text: str) -> str:
-    """`text` as one line that does nothing to a terminal, whatever names somebody made up."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

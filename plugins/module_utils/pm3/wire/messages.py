@@ -21,6 +21,7 @@ Document = dict[str, Any]
 PROTOCOL = 1  # told by hello; raised when an older client or agent would misunderstand the other
 _MOST_DIGITS = 400  # of a number: to read a million takes older Pythons a minute
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what neither the store nor the kernel could take
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 LONGEST_REQUEST = 16 * 1024 * 1024  # bytes of a request's line; more is refused by the server
 
@@ -58,6 +59,7 @@ def _is_tables(value: Any) -> bool:
 
 
 TEXT, TEXTS, FLAG, COUNT = "a string", "an array of strings", "true or false", "a whole number, 0 or more"
+NAME = "a name: a string that is not empty, without control characters"
 PATH = "a string that can be a path"  # bytes that are not UTF-8 included, as half surrogate pairs
 SECONDS, TABLE, TABLES, SECRETS = (
     "a number, 0 or more",
@@ -67,6 +69,7 @@ SECONDS, TABLE, TABLES, SECRETS = (
 )
 _KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: _is_text,
+    NAME: lambda value: _is_text(value) and bool(value) and not _CONTROL.search(value),
     PATH: _is_path,
     TEXTS: lambda value: isinstance(value, list) and all(map(_is_text, value)),
     FLAG: lambda value: isinstance(value, bool),
@@ -82,7 +85,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 _NAMES = {"names": Field(TEXTS)}  # none: all
 _WALK = {"progress": Field(FLAG, False)}  # rows while the work goes on
 _APPLY = {
-    "project": Field(TEXT, required=True),
+    "project": Field(NAME, required=True),
     "definitions": Field(TABLES, {}),
     "known": Field(TABLES, {}),  # processes as the agent knows them, by name, with the fields that are to be another
     "rollback_to": Field(TEXT),  # a revision's number or label, instead of definitions
@@ -97,7 +100,7 @@ _APPLY = {
     "only": Field(TEXTS),
     "take_over": Field(FLAG, False),  # processes of another project become this one's
     "retry_failed": Field(FLAG, True),  # try again what has been reverted
-    "label": Field(TEXT),
+    "label": Field(NAME),
     "wait": Field(FLAG, True),
     "path": Field(PATH),
     "file": Field(PATH),  # how messages call the file that the definitions are from

@@ -114,6 +114,18 @@ def test_a_failure_shows_its_reason_and_the_last_output_below() -> None:
     ]
 
 
+def test_what_a_program_writes_does_nothing_to_a_terminal() -> None:
+    tail = ["\x1b]0;pwned\x07 \x1b[2J", "\tat main", "caf\u00e9 \udcff"]
+    assert report(
+        [failed(row(change("web", Action.CREATED), "errored"), "exited with code 1: \x1b[31m\rboom", tail)]
+    ) == [
+        "web         failed     errored    exited with code 1: \\x1b[31m\\rboom",
+        "    | \\x1b]0;pwned\\x07 \\x1b[2J",
+        "    |         at main",
+        "    | caf\u00e9 \\xff",
+    ]
+
+
 def test_a_reason_stands_before_the_fields() -> None:
     made = row(change("web", Action.STARTED, "was errored"), "online")
     made["changes"] = [{"field": "kill_timeout", "before": 5000, "after": 100, "effect": "hot"}]
