@@ -47,6 +47,9 @@ def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
 
 
 def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    unsaid = _unsaid(options)
+    if unsaid:
+        return console.failure(unsaid)
     try:
         tables, file, base = _asked_for(options)
     except DefinitionError as error:
@@ -79,6 +82,15 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
     if foreign and not options.project and not console.as_json:
         console.error(f"the project is {project}, after the folder; --project names another")
     return status
+
+
+def _unsaid(options: argparse.Namespace) -> str | None:
+    """What is wrong with names that were given empty, most likely by a variable that nobody has set; None: nothing is."""
+    if options.project == "":
+        return "--project is empty; name the project, or leave --project out for the name of the file's folder"
+    if options.label == "":
+        return "--label is empty; give the revision a name, or leave --label out"
+    return None
 
 
 def _asked_for(options: argparse.Namespace) -> tuple[dict[str, Any], str, str]:

@@ -22,6 +22,10 @@ _LONGEST = 80  # letters of a failure; --json has all of it
 
 
 def _history(options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    if options.project == "":
+        return console.failure(
+            "the name of the project is empty; name it, or leave it out for that of the current folder"
+        )
     project = options.project or os.path.basename(os.getcwd())
     if not project:
         return console.failure("no project name: the root folder has none; name the project")
