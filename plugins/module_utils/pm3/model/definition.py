@@ -492,14 +492,14 @@ def incomputable(definition: Definition) -> list[Problem]:
             if "@{" not in text or not placeholders.can_fail(text):
                 continue
             try:
-                for scope in _scopes(definition):
+                for scope in scopes(definition):
                     placeholders.expand(text, scope)
             except Unfit as unfit:
                 found.append(Problem(key + str(unfit), table=definition.name, field=field))
     return found
 
 
-def _scopes(definition: Definition) -> Iterator[placeholders.Scope]:
+def scopes(definition: Definition) -> Iterator[placeholders.Scope]:
     """Whom its placeholders can speak of. Where only a host knows how many there are, the first one of very many."""
     process, numbers, count = definition.name, definition.instance_ids, definition.instances
     if numbers is not None:

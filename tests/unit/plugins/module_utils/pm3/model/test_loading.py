@@ -54,3 +54,52 @@ def test_a_placeholder_that_cannot_be_computed_is_a_problem(table: dict[str, Any
 )
 def test_a_placeholder_that_can_be_computed_is_none(table: dict[str, Any]) -> None:
     assert problems({"web": table}) == []
+
+
+OWNED = "a log has one stream that fills it"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ({"stdout_file": "x.log"}, {"stdout_file": "x.log"}, f"[b] stdout_file: is /srv/x.log for b, which is stdout_file of a: {OWNED}"),
+        ({"stderr_file": "x.log"}, {"stdout_file": "./x.log"}, f"[b] stdout_file: is /srv/x.log for b, which is stderr_file of a: {OWNED}"),
+        (
+            {"stdout_file": "x.log", "stderr_file": "y/../x.log"},
+            {},
+            f"[a] stderr_file: is /srv/x.log for a, which is stdout_file of a: {OWNED}",
+        ),
+        (
+            {"stdout_file": "@{instance % 2}.log", "instances": 3},
+            {},
+            f"[a] stdout_file: is /srv/0.log for a:2, which is stdout_file of a:0: {OWNED}",
+        ),
+        (
+            {"stdout_file": "a.log"},
+            {"stdout_file": "@{process}.log", "stderr_file": "/srv/b.log"},
+            f"[b] stderr_file: is /srv/b.log for b, which is stdout_file of b: {OWNED}",
+        ),
+        (
+            {"stdout_file": "@{name}.log", "instance_ids": [3, 4]},
+            {"stderr_file": "a:4.log"},
+            f"[b] stderr_file: is /srv/a:4.log for b, which is stdout_file of a:4: {OWNED}",
+        ),
+    ],
+)  # fmt: skip
+def test_no_two_streams_fill_one_file(a: dict[str, Any], b: dict[str, Any], said: str) -> None:
+    assert problems({"a": a, "b": b}) == [said]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"stdout_file": "@{name}-@{slot}.log", "stderr_file": "@{name}-err.log", "instances": 3},
+        {"stdout_file": "@{process}.log", "stderr_file": "@{process}.err", "instances": 1},
+        {"stdout_file": "@{instance // 0}.log", "instances": 1},  # is another mistake
+        {"stdout_file": "@{instance}", "instance_ids": []},
+        {"stdout_file": "/dev/null"},
+    ],
+)
+def test_each_stream_has_a_file_of_its_own(table: dict[str, Any]) -> None:
+    other = {"stdout_file": "other.log", "stderr_file": "/dev/null"}
+    assert not [one for one in problems({"web": table, "worker": other}) if OWNED in one]
