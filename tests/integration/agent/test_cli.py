@@ -103,6 +103,21 @@ def test_a_part_of_a_project_may_depend_on_the_rest(agent: Agent) -> None:
     assert document(agent, "apply", "--project", "p", "--no-prune", status=1)["message"].startswith(f"pm3.toml: {said}")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["start"], "pm3.toml: [web] depends_on: depends on bd, which is not defined"),
+        (["start", "--env", "nope"], "pm3.toml: unknown environment: 'nope'; no process defines one"),
+    ],
+)
+def test_a_mistake_that_only_the_agent_finds_names_the_file(agent: Agent, words: list[str], said: str) -> None:
+    agent.file('[web]\ncommand = "sleep 1000000"\n' + ('depends_on = ["bd"]\n' if len(words) == 1 else ""))
+    found = document(agent, *words, status=1)
+    assert found["message"].startswith(said)
+    assert [problem["file"] for problem in found["problems"]] == ["pm3.toml"]
+    assert agent.pm3(*words, check=False).stderr.startswith("error: " + said)
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""

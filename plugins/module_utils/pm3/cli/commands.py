@@ -17,7 +17,7 @@ from ..wire.messages import Document
 from . import table
 from .answers import Run, refused, said, unusable, walked
 from .autostart import Agent
-from .console import Console
+from .console import Console, place
 
 _NOBODY = "delete forgets processes, so it wants them named; --all means all of them"
 
@@ -44,7 +44,7 @@ def _start(options: argparse.Namespace, agent: Agent, console: Console) -> int:
         "wait": options.wait,
         "path": os.environ.get("PATH"),
     }
-    return _change(request, agent, console)
+    return _change(request, agent, console, "pm3.toml")
 
 
 def _stop(options: argparse.Namespace, agent: Agent, console: Console) -> int:
@@ -168,9 +168,12 @@ RUN: dict[str, Run] = {
 }
 
 
-def _change(request: Document, agent: Agent, console: Console) -> int:
-    """A request of pm3's that changes processes: its message, then the table, also after an error."""
+def _change(request: Document, agent: Agent, console: Console, file: str | None = None) -> int:
+    """A request of pm3's that changes processes: its message, then the table, also after an error. `file` is what it comes from."""
     answer = walked(request, agent, console)
+    if file is not None and answer.get("problems"):  # only the agent could find them, and it does not know the file
+        problems = [{**one, "file": one.get("file") or file} for one in answer["problems"]]
+        answer = {**answer, "message": "\n".join(map(place, problems)), "problems": problems}
     status = _say(answer, console)
     failed: dict[str, str] = answer.get("failed") or {}
     if failed and not console.as_json:
