@@ -118,6 +118,14 @@ def test_a_mistake_that_only_the_agent_finds_names_the_file(agent: Agent, words:
     assert agent.pm3(*words, check=False).stderr.startswith("error: " + said)
 
 
+def test_what_is_probably_not_meant_is_said_by_all_who_read_the_file(agent: Agent) -> None:
+    agent.file('[web]\ncommand = "sleep 1000000"\nkill_timeout = 5\n')
+    caution = '[web] kill_timeout: 5 means 5 milliseconds; write "5ms" or "5s"'
+    for words in (["check"], ["start"], ["plan", "--project", "p", "--take-over"]):
+        assert agent.pm3(*words).stderr == f"warning: {caution}\n"
+        assert document(agent, *words)["warnings"] == [caution]
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""

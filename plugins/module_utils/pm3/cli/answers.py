@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
 
 from ..wire import messages
@@ -33,6 +34,11 @@ def walked(request: Document, agent: Agent, console: Console, then: str = "pm3 l
         if not console.as_json:
             console.note(f"the agent goes on with it; {then}")
         raise
+
+
+def warned(answer: Document, cautions: Sequence[str]) -> Document:
+    """With what a file says and probably does not mean; for programs."""
+    return {**answer, "warnings": list(cautions)} if cautions else answer
 
 
 def said(answer: Document, console: Console) -> int:

@@ -14,10 +14,11 @@ import sys
 from typing import Any
 
 from ..formats import pm3_toml
+from ..model import definition
 from ..model.problems import DefinitionError
 from ..wire import messages
 from ..wire.messages import Document
-from .answers import Run, refused, unusable, walked
+from .answers import Run, refused, unusable, walked, warned
 from .autostart import Agent
 from .console import GREY, RED, YELLOW, Console
 from .table import printable
@@ -35,6 +36,7 @@ def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
     try:
         text, file, base = _read(options.file)
         pm3_toml.load(text, file, base, options.env)
+        cautions = definition.cautions(pm3_toml.parse(text, file))
     except DefinitionError as error:
         if console.as_json:
             return unusable(error, console)
@@ -42,7 +44,10 @@ def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
             console.line(str(problem))
         return 1
     if console.as_json:
-        console.document(messages.success())
+        console.document(warned(messages.success(), cautions))
+    else:
+        for caution in cautions:
+            console.warning(caution)
     return 0
 
 
