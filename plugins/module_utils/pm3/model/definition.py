@@ -295,7 +295,8 @@ def parse(name: str, table: Any) -> tuple[Definition | None, list[Problem]]:
         try:
             canonical = row.kind.check(value)
         except Unfit as error:
-            problem(str(error), str(key))
+            for message in error.messages:
+                problem(message, str(key))
             continue
         if str(key) in FIELDS:
             values[row.name] = canonical
