@@ -101,6 +101,8 @@ def test_the_columns_are_as_wide_as_the_longest_name() -> None:
     made = [row(change(name, Action.NONE), "online") for name in ("web", "a-rather-long-name:12")]
     assert report(made) == ["web                    ok         online", "a-rather-long-name:12  ok         online"]
     assert report([]) == []
+    wide = [row(change(name, Action.NONE), "online") for name in ("プロセスの名前", "web")]
+    assert report(wide) == ["プロセスの名前  ok         online", "web             ok         online"]
 
 
 def test_a_failure_shows_its_reason_and_the_last_output_below() -> None:
