@@ -126,6 +126,54 @@ def test_what_is_probably_not_meant_is_said_by_all_who_read_the_file(agent: Agen
         assert document(agent, *words)["warnings"] == [caution]
 
 
+ODD = os.fsdecode(b"w\xff")  # a name that is not UTF-8, as it comes from a command line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stop", ODD], "process or group not found: w\\xff"),
+        (["info", ODD], "process or group not found: w\\xff"),
+        (["log", ODD], "process or group not found: w\\xff"),
+        (["signal", ODD, "HUP"], "process or group not found: w\\xff"),
+        (["start", ODD], "process or group 'w\\xff' not found in configs"),
+        (["history", ODD], "project w\\xff has no revisions here"),
+        (["hold", ODD, "--reason", "x"], "process, group or project not found: w\\xff"),
+        (["release", "--project", ODD], "project not found: w\\xff"),
+        (["plan", ODD + ".toml"], "w\\xff.toml: No such file or directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_name_that_is_no_text_is_one_that_is_not_found(agent: Agent, words: list[str], said: str) -> None:
+    agent.file(SHOP)
+    done = agent.pm3(*words, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
+
+
+def test_a_folder_that_can_name_no_project(agent: Agent) -> None:
+    agent.folder = agent.folder / ODD
+    agent.folder.mkdir()
+    agent.file(SHOP)
+    said = "error: the name of the folder, w\\xff, cannot be that of a project; give one with --project\n"
+    assert agent.pm3("plan", check=False).stderr == said
+    agent.pm3("plan", "--project", "p")
+
+
+@pytest.mark.parametrize("words", ["history", "init", "start", "plan", "check", "apply --project p --state absent"])
+def test_a_folder_that_is_gone(agent: Agent, words: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"mkdir gone; cd gone; rmdir ../gone; {' '.join(COMMAND)} {words}"],
+        cwd=agent.folder,
+        env=agent.environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    said = "error: the current folder has been removed; change to one that is there (cd)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""

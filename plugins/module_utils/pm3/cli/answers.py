@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
 
 from ..wire import messages
+from ..wire.client import ClientError
 from ..wire.messages import Document
 from .autostart import Agent
 from .console import Console
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from ..model.problems import DefinitionError
 
 Run = Callable[[argparse.Namespace, Agent, Console], int]
+
+
+def here() -> str:
+    """The current folder. Raises `ClientError` where somebody has removed it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise ClientError("failed", "the current folder has been removed; change to one that is there (cd)") from None
 
 
 def walked(request: Document, agent: Agent, console: Console, then: str = "pm3 list shows how it ends") -> Document:

@@ -16,7 +16,7 @@ from ..model.order import natural
 from ..wire import messages
 from ..wire.messages import Document
 from . import table
-from .answers import Run, refused, said, unusable, walked, warned
+from .answers import Run, here, refused, said, unusable, walked, warned
 from .autostart import Agent
 from .console import Console, place
 
@@ -28,9 +28,10 @@ def _start(options: argparse.Namespace, agent: Agent, console: Console) -> int:
     from ..model import definition as definitions
     from ..model.problems import DefinitionError
 
+    folder = here()
     try:
         text = pm3_toml.read("pm3.toml")
-        found = pm3_toml.load_for_start(text, "pm3.toml", os.getcwd())
+        found = pm3_toml.load_for_start(text, "pm3.toml", folder)
         cautions = definitions.cautions(pm3_toml.parse(text, "pm3.toml"))
     except DefinitionError as error:
         status = unusable(error, console)

@@ -16,9 +16,10 @@ from typing import Any
 from ..formats import pm3_toml
 from ..model import definition
 from ..model.problems import DefinitionError
+from ..model.screen import one_line
 from ..wire import messages
 from ..wire.messages import Document
-from .answers import Run, refused, unusable, walked, warned
+from .answers import Run, here, refused, unusable, walked, warned
 from .autostart import Agent
 from .console import GREY, RED, YELLOW, Console
 from .table import printable
@@ -62,6 +63,10 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
     project = options.project or os.path.basename(base)
     if not project:
         return console.failure(f"no project name: {file} is in the root folder; give one with --project")
+    if not options.project and not messages.is_name(project):
+        return console.failure(
+            f"the name of the folder, {one_line(project)}, cannot be that of a project; give one with --project"
+        )
     request = {
         "type": kind,
         "project": project,
@@ -101,7 +106,7 @@ def _unsaid(options: argparse.Namespace) -> str | None:
 def _asked_for(options: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     """The tables of the file, what messages call it, and the folder of its paths. What is to go needs a name and no file."""
     if options.state == "absent" and options.project and not options.file:
-        return {}, "", os.getcwd()
+        return {}, "", here()
     text, file, base = _read(options.file)
     # Of a part of a project only the agent knows what else there is that it may depend on.
     pm3_toml.load(text, file, base, options.env, None if options.no_prune else ())
@@ -123,8 +128,9 @@ def _read(file: str | None) -> tuple[str, str, str]:
     """The text of a pm3.toml, what messages call it, and the folder that its paths are relative to."""
     file = file or "pm3.toml"
     if file == "-":
-        return pm3_toml.decode(sys.stdin.buffer.read(), "standard input"), "standard input", os.getcwd()
-    return pm3_toml.read(file), file, os.path.dirname(os.path.abspath(file))
+        return pm3_toml.decode(sys.stdin.buffer.read(), "standard input"), "standard input", here()
+    path = file if os.path.isabs(file) else os.path.join(here(), file)
+    return pm3_toml.read(file), file, os.path.dirname(os.path.normpath(path))
 
 
 def _result(kind: str, result: Document, console: Console) -> None:

@@ -33,10 +33,18 @@ class Malformed(ValueError):
 class Field:
     """A field of a request. A field that is missing or null has the default; others that nobody knows are ignored."""
 
-    __slots__ = ("choices", "default", "required", "words")
+    __slots__ = ("choices", "default", "fits", "required", "words")
 
-    def __init__(self, words: str, default: Any = None, required: bool = False, choices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        words: str,
+        default: Any = None,
+        required: bool = False,
+        choices: tuple[str, ...] = (),
+        fits: Callable[[Any], bool] | None = None,
+    ) -> None:
         self.words = words  # a key of _KINDS, completes "expected …"
+        self.fits = fits or _KINDS[words]
         self.default = default
         self.required = required
         self.choices = choices
@@ -44,6 +52,11 @@ class Field:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not _NO_TEXT.search(value)
+
+
+def is_name(value: Any) -> bool:
+    """Whether it can be the name of a project, or of a revision."""
+    return _is_text(value) and bool(value) and not _CONTROL.search(value)
 
 
 def _is_path(value: Any) -> bool:
@@ -69,7 +82,7 @@ SECONDS, TABLE, TABLES, SECRETS = (
 )
 _KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: _is_text,
-    NAME: lambda value: _is_text(value) and bool(value) and not _CONTROL.search(value),
+    NAME: is_name,
     PATH: _is_path,
     TEXTS: lambda value: isinstance(value, list) and all(map(_is_text, value)),
     FLAG: lambda value: isinstance(value, bool),
@@ -82,7 +95,17 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     ),
 }
 
-_NAMES = {"names": Field(TEXTS)}  # none: all
+
+def _sought(required: bool = False) -> Field:
+    """The name of what is looked for. It may be any bytes that somebody typed, for then it is not found."""
+    return Field(TEXT, required=required, fits=_is_path)
+
+
+def _sought_all(required: bool = False) -> Field:
+    return Field(TEXTS, required=required, fits=lambda value: isinstance(value, list) and all(map(_is_path, value)))
+
+
+_NAMES = {"names": _sought_all()}  # none: all
 _WALK = {"progress": Field(FLAG, False)}  # rows while the work goes on
 _APPLY = {
     "project": Field(NAME, required=True),
@@ -129,18 +152,18 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "restart": {**_NAMES, **_WALK},
     "reload": {**_NAMES, "path": Field(PATH), **_WALK},
     "flush": _NAMES,
-    "signal": {"name": Field(TEXT, required=True), "signal": Field(TEXT, required=True)},
+    "signal": {"name": _sought(required=True), "signal": _sought(required=True)},
     "save": {},
     "resurrect": {"path": Field(PATH)},
-    "delete": {"names": Field(TEXTS, required=True)},
+    "delete": {"names": _sought_all(required=True)},
     "doctor": {},
-    "history": {"project": Field(TEXT, required=True)},
-    "hold": {**_NAMES, "project": Field(TEXT), "reason": Field(TEXT, required=True)},
-    "release": {**_NAMES, "project": Field(TEXT)},
+    "history": {"project": _sought(required=True)},
+    "hold": {**_NAMES, "project": _sought(), "reason": Field(TEXT, required=True)},
+    "release": {**_NAMES, "project": _sought()},
     "list": {},
-    "info": {"name": Field(TEXT, required=True)},
+    "info": {"name": _sought(required=True)},
     "log": {
-        "name": Field(TEXT),
+        "name": _sought(),
         **_NAMES,
         "lines": Field(COUNT, 15),
         "follow": Field(FLAG, False),
@@ -187,7 +210,7 @@ def check(document: Document) -> Document:
                 raise Malformed(f"request {kind}: {name} is missing; expected {field.words}")
             request[name] = field.default
             continue
-        if not _KINDS[field.words](value):
+        if not field.fits(value):
             raise Malformed(f"request {kind}: {name}: expected {field.words}")
         if field.choices and value not in field.choices:
             raise Malformed(f"request {kind}: {name}: expected one of {', '.join(field.choices)}")
