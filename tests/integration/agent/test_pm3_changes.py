@@ -200,6 +200,13 @@ def test_signals_that_cannot_be_sent(agent: Agent, name: str, said: str, answer:
     assert answer in found["message"]
 
 
+def test_a_signal_that_reached_only_some_says_which(agent: Agent) -> None:
+    up(agent, **{name: {**SLEEP, "group": "front"} for name in ("a", "b", "c")})
+    agent.ask("stop", names=["b"])
+    found = agent.ask("signal", name="front", signal="CONT")
+    assert found == {"type": "error", "message": "process 'b' is not running; sent CONT to 'a, c'"}
+
+
 # Flush
 
 

@@ -229,9 +229,12 @@ class Changes:
             sent = kinds.SIGNAL.check(said)
         except Unfit:
             raise Refused(f"invalid signal: {said}") from None
-        silent = [one for one in self._selection.one_or_more(name) if not self._supervisor.tell(one, sent)]
+        meant = self._selection.one_or_more(name)
+        silent = [one for one in meant if not self._supervisor.tell(one, sent)]
         if silent:
-            raise Refused("; ".join(f"process '{one.name}' is not running" for one in silent))
+            told = [one for one in meant if one not in silent]
+            parts = [f"process '{one.name}' is not running" for one in silent]
+            raise Refused("; ".join(parts + [f"sent {said} to '{_listed(told)}'"] * bool(told)))
         client.finish(messages.success(f"sent {said} to '{name}'"))
 
     def flush(self, request: Document, _peer: Peer, client: Client) -> None:
