@@ -174,6 +174,17 @@ def test_a_folder_that_is_gone(agent: Agent, words: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
+def test_a_refused_take_over_names_the_flag(shop: Agent) -> None:
+    assert shop.apply({"web": {"command": "sleep 1000000"}}, project="other", take_over=True)["ok"]
+    done = shop.pm3("plan", "--project", "p", check=False)
+    assert done.returncode == 1
+    assert "have it taken over (--take-over)\n" in done.stderr
+    found = document(shop, "plan", "--project", "p", status=1)
+    assert "(--take-over)" in found["message"]
+    assert "(--take-over)" in found["problems"][0]["message"]
+    shop.pm3("plan", "--project", "p", "--take-over")
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""

@@ -87,11 +87,24 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
         if kind == "apply"
         else agent.request(request)
     )
+    answer = _with_flags(answer)
     status = reported(kind, answer, console)
     foreign = answer.get("type") == "error" and "belongs to project" in str(answer.get("message"))
     if foreign and not options.project and not console.as_json:
         console.error(f"the project is {project}, after the folder; --project names another")
     return status
+
+
+def _with_flags(answer: Document) -> Document:
+    """A refusal that names a field of the request, as what a person types for it."""
+    if answer.get("type") != "error":
+        return answer
+    problems = [
+        {**one, "message": str(one.get("message")).replace("(take_over)", "(--take-over)")}
+        for one in answer.get("problems") or ()
+    ]
+    message = str(answer.get("message")).replace("(take_over)", "(--take-over)")
+    return {**answer, "message": message, **({"problems": problems} if problems else {})}
 
 
 def _unsaid(options: argparse.Namespace) -> str | None:
