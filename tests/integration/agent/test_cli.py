@@ -90,6 +90,101 @@ def test_what_is_to_go_needs_a_name_and_no_file(shop: Agent) -> None:
     assert [row["action"] for row in found["instances"]] == ["removed"]
 
 
+def test_a_part_of_a_project_may_depend_on_the_rest(agent: Agent) -> None:
+    assert agent.apply({"db": {"command": "sleep 1000000"}}, project="p")["ok"]
+    agent.file('[web]\ncommand = "sleep 1000000"\ndepends_on = ["db"]\n')
+    found = document(agent, "plan", "--project", "p", "--no-prune")
+    assert {row["name"]: row["action"] for row in found["instances"]} == {"web": "created"}
+    agent.pm3("apply", "--project", "p", "--no-prune")
+    assert set(agent.instances()) == {"db", "web"}
+    said = "[web] depends_on: "
+    assert document(agent, "apply", "--project", "p", status=1)["message"].startswith(f"pm3.toml: {said}")
+    agent.file('[web]\ncommand = "sleep 1000000"\ndepends_on = ["bd"]\n')
+    assert document(agent, "apply", "--project", "p", "--no-prune", status=1)["message"].startswith(f"pm3.toml: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["start"], "pm3.toml: [web] depends_on: depends on bd, which is not defined"),
+        (["start", "--env", "nope"], "pm3.toml: unknown environment: 'nope'; no process defines one"),
+    ],
+)
+def test_a_mistake_that_only_the_agent_finds_names_the_file(agent: Agent, words: list[str], said: str) -> None:
+    agent.file('[web]\ncommand = "sleep 1000000"\n' + ('depends_on = ["bd"]\n' if len(words) == 1 else ""))
+    found = document(agent, *words, status=1)
+    assert found["message"].startswith(said)
+    assert [problem["file"] for problem in found["problems"]] == ["pm3.toml"]
+    assert agent.pm3(*words, check=False).stderr.startswith("error: " + said)
+
+
+def test_what_is_probably_not_meant_is_said_by_all_who_read_the_file(agent: Agent) -> None:
+    agent.file('[web]\ncommand = "sleep 1000000"\nkill_timeout = 5\n')
+    caution = '[web] kill_timeout: 5 means 5 milliseconds; write "5ms" or "5s"'
+    for words in (["check"], ["start"], ["plan", "--project", "p", "--take-over"]):
+        assert agent.pm3(*words).stderr == f"warning: {caution}\n"
+        assert document(agent, *words)["warnings"] == [caution]
+
+
+ODD = os.fsdecode(b"w\xff")  # a name that is not UTF-8, as it comes from a command line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stop", ODD], "process or group not found: w\\xff"),
+        (["info", ODD], "process or group not found: w\\xff"),
+        (["log", ODD], "process or group not found: w\\xff"),
+        (["signal", ODD, "HUP"], "process or group not found: w\\xff"),
+        (["start", ODD], "process or group 'w\\xff' not found in configs"),
+        (["history", ODD], "project w\\xff has no revisions here"),
+        (["hold", ODD, "--reason", "x"], "process, group or project not found: w\\xff"),
+        (["release", "--project", ODD], "project not found: w\\xff"),
+        (["plan", ODD + ".toml"], "w\\xff.toml: No such file or directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_name_that_is_no_text_is_one_that_is_not_found(agent: Agent, words: list[str], said: str) -> None:
+    agent.file(SHOP)
+    done = agent.pm3(*words, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
+
+
+def test_a_folder_that_can_name_no_project(agent: Agent) -> None:
+    agent.folder = agent.folder / ODD
+    agent.folder.mkdir()
+    agent.file(SHOP)
+    said = "error: the name of the folder, w\\xff, cannot be that of a project; give one with --project\n"
+    assert agent.pm3("plan", check=False).stderr == said
+    agent.pm3("plan", "--project", "p")
+
+
+@pytest.mark.parametrize("words", ["history", "init", "start", "plan", "check", "apply --project p --state absent"])
+def test_a_folder_that_is_gone(agent: Agent, words: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"mkdir gone; cd gone; rmdir ../gone; {' '.join(COMMAND)} {words}"],
+        cwd=agent.folder,
+        env=agent.environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    said = "error: the current folder has been removed; change to one that is there (cd)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+def test_a_refused_take_over_names_the_flag(shop: Agent) -> None:
+    assert shop.apply({"web": {"command": "sleep 1000000"}}, project="other", take_over=True)["ok"]
+    done = shop.pm3("plan", "--project", "p", check=False)
+    assert done.returncode == 1
+    assert "have it taken over (--take-over)\n" in done.stderr
+    found = document(shop, "plan", "--project", "p", status=1)
+    assert "(--take-over)" in found["message"]
+    assert "(--take-over)" in found["problems"][0]["message"]
+    shop.pm3("plan", "--project", "p", "--take-over")
+
+
 def test_text_is_said_where_it_belongs(shop: Agent) -> None:
     done = shop.pm3("stop", "web:0")
     assert done.stderr == ""
@@ -128,6 +223,25 @@ def test_a_following_log_in_a_pipe(shop: Agent) -> None:
         check=True,
     )
     assert done.stdout == "tick\ntick\ntick\n141\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_following_log_ends_with_its_reader_and_not_with_the_next_line(shop: Agent, lines: int) -> None:
+    written = "".join(f"{number}\n" for number in range(lines))
+    shop.file(f"[talk]\ncommand = \"sh -c 'seq 0 {lines - 1}; exec sleep 1000000'\"\n")
+    shop.pm3("start")
+    until(lambda: shop.log("talk-out") == written, "all is there that ever will be")
+    command = f"{' '.join(COMMAND)} log -f talk | head -n {lines}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        env=shop.environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == written + "141\n"
     assert done.stderr == ""
 
 

@@ -278,6 +278,16 @@ def test_s3_3_an_immediate_exit_is_an_error_though_it_is_tried_again(agent: Agen
     assert listed(agent)["ok"]["status"] == "online"  # nothing is rolled back
 
 
+def test_s3_3_of_several_failures_each_reason_names_whose_it_is(agent: Agent) -> None:
+    nowhere = str(agent.folder / "zzz")
+    bad, lost = config("sh -c 'exit 4'", restart="never"), config(cwd=nowhere)
+    text = refusal(agent, "start", configs={"z": lost, "a": bad})
+    why = f"cwd {nowhere} is not a directory on this host"
+    assert text == f"failed to start 'a, z': process exited immediately (a exited with code 4); z: {why}"
+    assert refusal(agent, "start", configs={"y": lost, "z": lost}) == f"failed to start 'y, z': y: {why}; z: {why}"
+    assert refusal(agent, "start", configs={"z": lost}) == f"failed to start 'z': {why}"
+
+
 def test_s3_3_wait_is_for_all_of_them(agent: Agent) -> None:
     os.mkfifo(agent.folder / "gate")
     port = free_port()

@@ -221,6 +221,13 @@ def test_signals_that_cannot_be_sent(agent: Agent, name: str, said: str, answer:
     assert answer in found["message"]
 
 
+def test_a_signal_that_reached_only_some_says_which(agent: Agent) -> None:
+    up(agent, **{name: {**SLEEP, "group": "front"} for name in ("a", "b", "c")})
+    agent.ask("stop", names=["b"])
+    found = agent.ask("signal", name="front", signal="CONT")
+    assert found == {"type": "error", "message": "process 'b' is not running; sent CONT to 'a, c'"}
+
+
 # Flush
 
 
@@ -312,13 +319,64 @@ def test_resurrect_starts_what_rests_although_it_ran(agent: Agent) -> None:
     assert {one["status"] for one in agent.instances().values()} == {"online"}
 
 
+def test_a_dump_brings_nothing_back_that_an_apply_has_removed(agent: Agent) -> None:
+    up(agent, web={**SLEEP, "instances": 3}, solo=SLEEP, db=SLEEP)
+    assert agent.apply({"api": SLEEP}, project="gone")["ok"]
+    start(agent, mine=SLEEP)
+    agent.ask("save")
+    entries = {one["name"]: one for one in json.loads(dump(agent).read_text())}
+    assert (entries["db"]["project"], entries["mine"]["project"]) == ("shop", None)
+    del entries["solo"]["project"]  # as an older agent would have written it
+    dump(agent).write_text(json.dumps(list(entries.values())))
+    up(agent, web={**SLEEP, "instances": 2}, solo={**SLEEP, "instances": 2})
+    assert agent.apply({}, project="gone", state="absent")["ok"]
+    ended(agent)
+    agent.pm3("list")
+    assert set(agent.instances()) == {"mine", "solo:0", "solo:1", "web:0", "web:1"}
+
+
+def test_resurrect_leaves_to_a_project_what_is_the_projects(agent: Agent) -> None:
+    up(agent, web={**SLEEP, "instances": 2}, db=SLEEP)
+    start(agent, mine=SLEEP)
+    agent.ask("save")
+    up(agent, web=SLEEP)
+    agent.ask("delete", names=["mine"])
+    assert agent.ask("resurrect")["message"] == "resurrected: mine; left to apply: db, web:0, web:1"
+    assert agent.instance("mine")["project"] is None
+    assert set(agent.instances()) == {"mine", "web"}
+    assert agent.ask("resurrect")["message"] == "all processes already running; left to apply: db, web:0, web:1"
+
+
+def test_what_was_saved_of_a_project_that_no_store_knows_is_resurrected_as_ad_hoc(agent: Agent) -> None:
+    start(agent, web=SLEEP)
+    agent.ask("save")
+    (entry,) = json.loads(dump(agent).read_text())
+    dump(agent).write_text(json.dumps([{**entry, "project": "elsewhere"}]))
+    ended(agent)
+    agent.pm3("list")
+    assert agent.instances() == {}
+    assert agent.ask("resurrect")["message"] == "resurrected: web"
+    assert agent.instance("web")["project"] is None
+
+
 def test_w47_one_bad_entry_does_not_cost_the_others(agent: Agent) -> None:
     start(agent, web=SLEEP)
     agent.ask("save")
     entries = json.loads(dump(agent).read_text())
-    dump(agent).write_text(json.dumps([{"name": "x"}, 7, {"name": "../x", "config": {"command": "x"}}, *entries]))
+    odd = {**entries[0], "name": "odd", "process": "odd", "config": {**entries[0]["config"], "kill_signal": "SIGFOO"}}
+    dump(agent).write_text(json.dumps([{"name": "x"}, 7, {"name": "../x", "config": {"command": "x"}}, odd, *entries]))
     agent.ask("delete", names=["web"])
-    assert agent.ask("resurrect")["message"] == "resurrected: web"
+    answer = agent.ask("resurrect")
+    assert answer["type"] == "error"
+    assert answer["message"].endswith("; resurrected: web")
+    for said in (
+        "an entry that has no name or no config",
+        "passed over '../x': ",
+        "passed over 'odd': [odd] kill_signal: ",
+    ):
+        assert said in answer["message"]
+    assert agent.instance("web")["status"] == "online"
+    assert agent.pm3("resurrect", check=False).returncode == 1
     assert "passed over" in (agent.data_dir / "agent.log").read_text()
     dump(agent).write_text("[{")
     answer = agent.ask("resurrect")

@@ -244,9 +244,12 @@ class Changes:
             sent = kinds.SIGNAL.check(said)
         except Unfit:
             raise Refused(f"invalid signal: {said}") from None
-        silent = [one for one in self._selection.one_or_more(name) if not self._supervisor.tell(one, sent)]
+        meant = self._selection.one_or_more(name)
+        silent = [one for one in meant if not self._supervisor.tell(one, sent)]
         if silent:
-            raise Refused("; ".join(f"process '{one.name}' is not running" for one in silent))
+            told = [one for one in meant if one not in silent]
+            parts = [f"process '{one.name}' is not running" for one in silent]
+            raise Refused("; ".join(parts + [f"sent {said} to '{_listed(told)}'"] * bool(told)))
         client.finish(messages.success(f"sent {said} to '{name}'"))
 
     def flush(self, request: Document, _peer: Peer, client: Client) -> None:
@@ -279,26 +282,37 @@ class Changes:
             raise Refused("; ".join(problems))
 
         def steps() -> Steps:
-            found = self.restored(saved, request["path"])
+            left = [one.name for one in saved if self._is_applied(one)]
+            found = self.restored((one for one in saved if one.name not in left), request["path"])
             yield from walks.start_in_order(self._supervisor, found, machine.Start())
             failed = [one for one in found if walks.has_failed(one)]
+            done = "resurrected: " + _listed(found) if found else "all processes already running"
+            done += f"; left to apply: {', '.join(left)}" * bool(left)
             if failed:
-                client.finish(messages.error("failed to resurrect " + _reasons(failed)))
-            elif found:
-                client.finish(messages.success("resurrected: " + _listed(found)))
+                client.finish(messages.error("; ".join(["failed to resurrect " + _reasons(failed), *problems])))
+            elif problems:  # the others are up, but that is not all that was saved (W47)
+                client.finish(messages.error("; ".join([*problems, done])))
             else:
-                client.finish(messages.success("all processes already running"))
+                client.finish(messages.success(done))
 
         self._work.in_turn([None], {one.process for one in saved}, steps, client)
 
+    def _is_applied(self, saved: Instance) -> bool:
+        """Whether it is for its project to say that there is to be such an instance, of which the table has none."""
+        revisions = self._projects.of(None)
+        return saved.name not in self._supervisor.instances and (
+            saved.project in revisions or any(saved.process in one.definitions for one in revisions.values())
+        )
+
     def restored(self, saved: Iterable[Instance], path: str | None = None) -> list[Instance]:
-        """Puts saved instances into the table where their names are free. Gives those that are now to be started: none that was
-        saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved; but no job
-        that has done its work since."""
+        """Puts saved instances into the table where their names are free, as ad hoc. Gives those that are now to be started: none
+        that was saved as stopped (W48), and of what is in the table already, what rests though it was running when it was saved; but
+        no job that has done its work since."""
         found = []
         for one in saved:
             present = self._supervisor.instances.get(one.name)
             if present is None:
+                one.project = None
                 present = self._supervisor.add(one)
             if one.wanted and walks.rests(present) and not is_up(present):
                 self._supervisor.change(present, wanted=True, path=path or present.path)
@@ -306,9 +320,13 @@ class Changes:
         return selection.ordered(found)
 
     def dumped(self) -> list[Instance]:
-        """What a fresh agent starts again, beside what its store holds."""
+        """What a fresh agent starts again, beside what its store holds: what was ad hoc. Of what was applied the store knows what has
+        become of it since (promise 1)."""
         saved = dump.read(self._dump, self._supervisor.diagnose) or []
-        return self.restored(one for one in saved if one.name not in self._supervisor.instances)
+        there = self._supervisor.instances
+        return self.restored(
+            one for one in saved if one.name not in there and one.project is None and not self._is_applied(one)
+        )
 
 
 def cpus() -> int:
@@ -338,14 +356,21 @@ def _failures(made: Iterable[rows.Row]) -> str:
     return "; ".join(f"{row['name']} {row['reason']}" for row in made if row["action"] == Action.FAILED.value)
 
 
+def _whys(failed: Sequence[rows.Row]) -> list[str]:
+    """Why each has failed; first those of which pm3 says no more than that they exited."""
+    immediate = [row for row in failed if row["reason"].startswith(("exited with code", "was ended by signal"))]
+    others = [row for row in failed if row not in immediate]
+    listed = "; ".join(f"{row['name']} {row['reason']}" for row in immediate)
+    told = [f"{row['name']}: {row['reason']}" if len(failed) > 1 else str(row["reason"]) for row in others]
+    return [f"process exited immediately ({listed})"] * bool(immediate) + told
+
+
 def _started(made: Sequence[rows.Row], resting: Collection[str]) -> Document:
     """pm3's answer to `start` (spec: pm3.md, section 3.3). `resting` are new and were not to be started."""
     failed = [row for row in made if row["action"] == Action.FAILED.value]
     if failed:
         names = ", ".join(row["name"] for row in failed)
-        immediate = all(row["reason"].startswith(("exited with code", "was ended by signal")) for row in failed)
-        why = "process exited immediately" if immediate else "; ".join(sorted({row["reason"] for row in failed}))
-        return messages.error(f"failed to start '{names}': {why}" + (f" ({_failures(made)})" if immediate else ""))
+        return messages.error(f"failed to start '{names}': " + "; ".join(_whys(failed)))
     started = [
         row["name"]
         for row in made

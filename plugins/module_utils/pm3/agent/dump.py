@@ -44,7 +44,9 @@ def write(path: str, instances: Iterable[Instance]) -> int:
 
 
 def read(path: str, diagnose: Callable[[str], None]) -> list[Instance] | None:
-    """The instances of a dump, wanted ones marked as such; None where there is no dump. What cannot be read is told."""
+    """The instances of a dump, wanted ones marked as such; None where there is no dump. What cannot be read is told.
+
+    Their project is the one that they were saved with, and may be no more."""
     try:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)
@@ -76,6 +78,7 @@ def _entry(one: Instance) -> dict[str, Any]:
         "count": one.count,
         "instances": one.definition.instances,
         "path": one.path,
+        "project": one.project,
         "wanted": one.wanted,
     }
 
@@ -93,8 +96,8 @@ def _instance(entry: Any, diagnose: Callable[[str], None]) -> Instance | None:
         why = "; ".join(str(one) for one in problems) or "its name does not fit its process"
         diagnose(f"passed over {name!r}: {why}")
         return None
-    path = entry.get("path")
-    instance = Instance(name, process, number, count, None, definition, path if isinstance(path, str) else None)
+    path, project = (said if isinstance(said, str) else None for said in (entry.get("path"), entry.get("project")))
+    instance = Instance(name, process, number, count, project, definition, path)
     instance.wanted = entry.get("wanted") is not False
     return instance
 

@@ -23,7 +23,8 @@ from dataclasses import replace
 from ..model import patterns, placeholders
 from ..model.definition import Definition
 from ..model.parts import whole
-from ..model.problems import Unfit, one_line
+from ..model.problems import Unfit
+from ..model.screen import one_line
 from . import globs
 from .instance import Instance
 

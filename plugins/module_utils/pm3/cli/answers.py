@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable
 
 from ..wire import messages
+from ..wire.client import ClientError
 from ..wire.messages import Document
 from .autostart import Agent
 from .console import Console
@@ -17,6 +20,14 @@ if TYPE_CHECKING:
     from ..model.problems import DefinitionError
 
 Run = Callable[[argparse.Namespace, Agent, Console], int]
+
+
+def here() -> str:
+    """The current folder. Raises `ClientError` where somebody has removed it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise ClientError("failed", "the current folder has been removed; change to one that is there (cd)") from None
 
 
 def walked(request: Document, agent: Agent, console: Console, then: str = "pm3 list shows how it ends") -> Document:
@@ -33,6 +44,11 @@ def walked(request: Document, agent: Agent, console: Console, then: str = "pm3 l
         if not console.as_json:
             console.note(f"the agent goes on with it; {then}")
         raise
+
+
+def warned(answer: Document, cautions: Sequence[str]) -> Document:
+    """With what a file says and probably does not mean; for programs."""
+    return {**answer, "warnings": list(cautions)} if cautions else answer
 
 
 def said(answer: Document, console: Console) -> int:

@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from ..model.order import natural
 from ..wire import messages
 from ..wire.messages import Document
 from . import table
-from .answers import Run, refused, said, unusable, walked
+from .answers import Run, here, refused, said, unusable, walked, warned
 from .autostart import Agent
-from .console import Console
+from .console import Console, place
 
 _NOBODY = "delete forgets processes, so it wants them named; --all means all of them"
 
 
 def _start(options: argparse.Namespace, agent: Agent, console: Console) -> int:
     from ..formats import pm3_toml
+    from ..model import definition as definitions
     from ..model.problems import DefinitionError
 
+    folder = here()
     try:
-        found = pm3_toml.load_for_start(pm3_toml.read("pm3.toml"), "pm3.toml", os.getcwd())
+        text = pm3_toml.read("pm3.toml")
+        found = pm3_toml.load_for_start(text, "pm3.toml", folder)
+        cautions = definitions.cautions(pm3_toml.parse(text, "pm3.toml"))
     except DefinitionError as error:
         status = unusable(error, console)
         if not os.path.exists("pm3.toml") and not console.as_json:
@@ -44,7 +49,9 @@ def _start(options: argparse.Namespace, agent: Agent, console: Console) -> int:
         "wait": options.wait,
         "path": os.environ.get("PATH"),
     }
-    return _change(request, agent, console)
+    for caution in cautions if not console.as_json else ():
+        console.warning(caution)
+    return _change(request, agent, console, "pm3.toml", cautions)
 
 
 def _stop(options: argparse.Namespace, agent: Agent, console: Console) -> int:
@@ -168,9 +175,14 @@ RUN: dict[str, Run] = {
 }
 
 
-def _change(request: Document, agent: Agent, console: Console) -> int:
-    """A request of pm3's that changes processes: its message, then the table, also after an error."""
-    answer = walked(request, agent, console)
+def _change(
+    request: Document, agent: Agent, console: Console, file: str | None = None, cautions: Sequence[str] = ()
+) -> int:
+    """A request of pm3's that changes processes: its message, then the table, also after an error. `file` is what it comes from."""
+    answer = warned(walked(request, agent, console), cautions)
+    if file is not None and answer.get("problems"):  # only the agent could find them, and it does not know the file
+        problems = [{**one, "file": one.get("file") or file} for one in answer["problems"]]
+        answer = {**answer, "message": "\n".join(map(place, problems)), "problems": problems}
     status = _say(answer, console)
     failed: dict[str, str] = answer.get("failed") or {}
     if failed and not console.as_json:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Callable, TextIO
 
+from ..model.screen import one_line
 from ..wire.messages import Document
 
 RED, GREEN, YELLOW, GREY, BOLD = "31", "32", "33", "90", "1"
@@ -31,6 +32,11 @@ class Console:
         self._error_colours = wanted and err.isatty()
         self.shows_progress = self._colours and self._error_colours
 
+    @property
+    def descriptor(self) -> int:
+        """Of stdout."""
+        return self._out.fileno()
+
     def line(self, text: str = "") -> None:
         self._out.write(text + "\n")
 
@@ -45,12 +51,12 @@ class Console:
         return painted(text, codes) if self._colours and text else text
 
     def success(self, text: str) -> None:
-        self.line(self.paint(text, GREEN))
+        self.line(self.paint(_shown(text), GREEN))
 
     def note(self, text: str) -> None:
         """Beside the answer: where stdout belongs to something else."""
         self._out.flush()
-        self._err.write(text + "\n")
+        self._err.write(_shown(text) + "\n")
         self._err.flush()
 
     def warning(self, text: str) -> None:
@@ -79,7 +85,7 @@ class Console:
     def _beside(self, label: str, text: str, colour: str) -> None:
         self._out.flush()  # in the order in which things were said, where both streams are one terminal
         label = painted(label, (colour, BOLD)) if self._error_colours else label
-        self._err.write(f"{label} {text}\n")
+        self._err.write(f"{label} {_shown(text)}\n")
         self._err.flush()
 
 
@@ -89,6 +95,11 @@ def place(problem: Mapping[str, Any]) -> str:
 
     texts = {name: problem.get(name) for name in ("file", "table", "field")}
     return str(Problem(str(problem.get("message") or ""), **texts))
+
+
+def _shown(text: str) -> str:
+    """Lines that do nothing to a terminal, whatever a name or a program's last words have in them."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def any_text(stream: TextIO) -> None:

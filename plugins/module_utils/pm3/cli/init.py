@@ -22,7 +22,7 @@ from ..formats import pm3_toml
 from ..model import definition
 from ..model.definition import FIELDS
 from ..model.problems import DefinitionError, Unfit, nearest
-from .answers import Run
+from .answers import Run, here
 from .autostart import Agent
 from .console import BOLD, GREY, Console
 
@@ -94,7 +94,7 @@ Asker = Any  # one of the two
 
 
 def _init(_options: argparse.Namespace, _agent: Agent, console: Console) -> int:
-    path = os.path.abspath(FILE)
+    path = os.path.join(here(), FILE)
     asker: Asker = _Terminal(console) if sys.stdin.isatty() and sys.stdout.isatty() else _Lines(console)
     try:
         if pm3_toml.TOML is None:

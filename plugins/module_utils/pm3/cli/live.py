@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Callable, TextIO
 
+from ..model.screen import columns_of, fitted, padded
 from .console import GREEN, RED, painted
 from .table import duration, printable
 
@@ -37,8 +38,7 @@ class Line:
 
     def text(self, width: int, now: float) -> str:
         middle = self.status if self.done else duration(now - self.since)
-        name = self.name + " " * (width - columns_of(self.name))
-        return f"{name}  {self.word:<{_WORD}}  {middle:<{_WORD}}  {self.more}".rstrip()
+        return f"{padded(self.name, width)}  {self.word:<{_WORD}}  {middle:<{_WORD}}  {self.more}".rstrip()
 
 
 class Live:
@@ -151,31 +151,6 @@ def shown(live: Live) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         live.close()
-
-
-def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes."""
-    return len(text) if text.isascii() else sum(map(_columns, text))
-
-
-def fitted(text: str, columns: int) -> str:
-    """As much of a text as there is room for."""
-    if text.isascii():
-        return text[: max(0, columns)]
-    taken = 0
-    for place, letter in enumerate(text):
-        taken += _columns(letter)
-        if taken > columns:
-            return text[:place]
-    return text
-
-
-def _columns(letter: str) -> int:
-    import unicodedata  # only for what is not English
-
-    if unicodedata.combining(letter):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def _drawn(line: Line, width: int, columns: int, now: float) -> str:

@@ -38,7 +38,10 @@ def _log(options: argparse.Namespace, agent: Agent, console: Console) -> int:
         request["timestamps"] = True
     answers = agent.stream(request)
     try:
-        for answer in answers:
+        while not options.follow or answers.wait(console.descriptor):
+            answer = next(answers, None)
+            if answer is None:
+                break
             if answer.get("type") == "error":
                 return refused(answer, console)
             if console.as_json:
@@ -47,6 +50,8 @@ def _log(options: argparse.Namespace, agent: Agent, console: Console) -> int:
                 console.line(_log_line(answer, console))
             if options.follow:
                 console.flush()
+        else:
+            raise BrokenPipeError  # `pm3 log -f | head -1`: found out without a line to write
     finally:
         answers.close()
     if options.follow:

@@ -156,7 +156,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "check": Command("say all that is wrong with a file", (_FILE, _ENV), module="projects"),
     "save": Command("write down all processes, for resurrect", more="Into dump.json of the data dir."),
-    "resurrect": Command("start what was saved and is not there", more="An agent that starts anew does it by itself."),
+    "resurrect": Command(
+        "start what was saved and is not there",
+        more="An agent that starts anew does it by itself, for what was started by hand. What belongs to a project is for apply to say.",
+    ),
     "kill": Command(
         "stop all processes and the agent",
         more="It stays down, under systemd as well, until somebody starts it or the next boot. What was applied comes back with it; what"

@@ -14,12 +14,15 @@ import sys
 from typing import Any
 
 from ..formats import pm3_toml
+from ..model import definition
 from ..model.problems import DefinitionError
+from ..model.screen import one_line
 from ..wire import messages
 from ..wire.messages import Document
-from .answers import Run, refused, unusable, walked
+from .answers import Run, here, refused, unusable, walked, warned
 from .autostart import Agent
 from .console import GREY, RED, YELLOW, Console
+from .table import printable
 
 
 def _apply(options: argparse.Namespace, agent: Agent, console: Console) -> int:
@@ -34,6 +37,7 @@ def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
     try:
         text, file, base = _read(options.file)
         pm3_toml.load(text, file, base, options.env)
+        cautions = definition.cautions(pm3_toml.parse(text, file))
     except DefinitionError as error:
         if console.as_json:
             return unusable(error, console)
@@ -41,11 +45,17 @@ def _check(options: argparse.Namespace, _agent: Agent, console: Console) -> int:
             console.line(str(problem))
         return 1
     if console.as_json:
-        console.document(messages.success())
+        console.document(warned(messages.success(), cautions))
+    else:
+        for caution in cautions:
+            console.warning(caution)
     return 0
 
 
 def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Console) -> int:
+    unsaid = _unsaid(options)
+    if unsaid:
+        return console.failure(unsaid)
     try:
         tables, file, base = _asked_for(options)
     except DefinitionError as error:
@@ -53,6 +63,10 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
     project = options.project or os.path.basename(base)
     if not project:
         return console.failure(f"no project name: {file} is in the root folder; give one with --project")
+    if not options.project and not messages.is_name(project):
+        return console.failure(
+            f"the name of the folder, {one_line(project)}, cannot be that of a project; give one with --project"
+        )
     request = {
         "type": kind,
         "project": project,
@@ -73,6 +87,7 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
         if kind == "apply"
         else agent.request(request)
     )
+    answer = _with_flags(answer)
     status = reported(kind, answer, console)
     foreign = answer.get("type") == "error" and "belongs to project" in str(answer.get("message"))
     if foreign and not options.project and not console.as_json:
@@ -80,12 +95,34 @@ def _reconcile(kind: str, options: argparse.Namespace, agent: Agent, console: Co
     return status
 
 
+def _with_flags(answer: Document) -> Document:
+    """A refusal that names a field of the request, as what a person types for it."""
+    if answer.get("type") != "error":
+        return answer
+    problems = [
+        {**one, "message": str(one.get("message")).replace("(take_over)", "(--take-over)")}
+        for one in answer.get("problems") or ()
+    ]
+    message = str(answer.get("message")).replace("(take_over)", "(--take-over)")
+    return {**answer, "message": message, **({"problems": problems} if problems else {})}
+
+
+def _unsaid(options: argparse.Namespace) -> str | None:
+    """What is wrong with names that were given empty, most likely by a variable that nobody has set; None: nothing is."""
+    if options.project == "":
+        return "--project is empty; name the project, or leave --project out for the name of the file's folder"
+    if options.label == "":
+        return "--label is empty; give the revision a name, or leave --label out"
+    return None
+
+
 def _asked_for(options: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     """The tables of the file, what messages call it, and the folder of its paths. What is to go needs a name and no file."""
     if options.state == "absent" and options.project and not options.file:
-        return {}, "", os.getcwd()
+        return {}, "", here()
     text, file, base = _read(options.file)
-    pm3_toml.load(text, file, base, options.env)
+    # Of a part of a project only the agent knows what else there is that it may depend on.
+    pm3_toml.load(text, file, base, options.env, None if options.no_prune else ())
     return pm3_toml.parse(text, file), file, base
 
 
@@ -104,8 +141,9 @@ def _read(file: str | None) -> tuple[str, str, str]:
     """The text of a pm3.toml, what messages call it, and the folder that its paths are relative to."""
     file = file or "pm3.toml"
     if file == "-":
-        return pm3_toml.decode(sys.stdin.buffer.read(), "standard input"), "standard input", os.getcwd()
-    return pm3_toml.read(file), file, os.path.dirname(os.path.abspath(file))
+        return pm3_toml.decode(sys.stdin.buffer.read(), "standard input"), "standard input", here()
+    path = file if os.path.isabs(file) else os.path.join(here(), file)
+    return pm3_toml.read(file), file, os.path.dirname(os.path.normpath(path))
 
 
 def _result(kind: str, result: Document, console: Console) -> None:
@@ -121,7 +159,7 @@ def _result(kind: str, result: Document, console: Console) -> None:
         if counts.get("skipped"):
             summary += f", {counts['skipped']} skipped"
     revision = f" (revision {result['revision']})" if kind == "apply" and result.get("revision") is not None else ""
-    console.line(f"project {result.get('project')}{revision}: {summary}")
+    console.line(f"project {printable(result.get('project'))}{revision}: {summary}")
     if not result.get("ok"):
         console.error(str(result.get("message") or "the request failed"))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..wire.messages import Document
-from .answers import Run, refused, walked
+from .answers import Run, here, refused, walked
 from .autostart import Agent
 from .console import GREEN, RED, Console
 from .projects import reported
@@ -22,7 +22,11 @@ _LONGEST = 80  # letters of a failure; --json has all of it
 
 
 def _history(options: argparse.Namespace, agent: Agent, console: Console) -> int:
-    project = options.project or os.path.basename(os.getcwd())
+    if options.project == "":
+        return console.failure(
+            "the name of the project is empty; name it, or leave it out for that of the current folder"
+        )
+    project = options.project or os.path.basename(here())
     if not project:
         return console.failure("no project name: the root folder has none; name the project")
     answer = agent.request({"type": "history", "project": project})

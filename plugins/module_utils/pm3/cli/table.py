@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ..model.order import natural
+from ..model.screen import columns_of, one_line, padded
 from .console import GREEN, GREY, RED, YELLOW
 
 Paint = Callable[..., str]
@@ -50,13 +51,13 @@ def boxed(
     paint: Paint,
 ) -> list[str]:
     """Rows of printable cells as a table; `colour_of` gives for a row the column to paint and the colour, or None for none."""
-    widths = [max(len(row[at]) for row in [columns, *rows]) for at in range(len(columns))]
+    widths = [max(columns_of(row[at]) for row in [columns, *rows]) for at in range(len(columns))]
 
     def rule(left: str, fill: str, cross: str, right: str) -> str:
         return left + cross.join(fill * (width + 2) for width in widths) + right
 
     def line(row: Iterable[str], column: str = "", colour: str | None = None) -> str:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        cells = [padded(cell, width) for cell, width in zip(row, widths)]
         if colour is not None:
             cells[columns.index(column)] = paint(cells[columns.index(column)], colour)
         return "│ " + " ┆ ".join(cells) + " │"
@@ -153,10 +154,7 @@ def moment(seconds: Any) -> str | None:
 
 def printable(value: Any) -> str:
     """A text in one line that leaves the terminal alone."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return one_line(str(value))
 
 
 def _cells(process: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -295,7 +295,8 @@ def parse(name: str, table: Any) -> tuple[Definition | None, list[Problem]]:
         try:
             canonical = row.kind.check(value)
         except Unfit as error:
-            problem(str(error), str(key))
+            for message in error.messages:
+                problem(message, str(key))
             continue
         if str(key) in FIELDS:
             values[row.name] = canonical
@@ -480,6 +481,51 @@ def uses_count(definition: Definition) -> bool:
         if row.kind.placed
         for text in _texts(getattr(definition, row.name))
     )
+
+
+def incomputable(definition: Definition) -> list[Problem]:
+    """Placeholders that one of its instances could not be started with, or no one could."""
+    found = []
+    for row in FIELDS.values():
+        if not row.kind.placed and row.kind is not kinds.OVERLAYS:
+            continue
+        for field, key, text in _named_texts(row.name, getattr(definition, row.name)):
+            if "@{" not in text or not placeholders.can_fail(text):
+                continue
+            try:
+                for scope in scopes(definition):
+                    placeholders.expand(text, scope)
+            except Unfit as unfit:
+                found.append(Problem(key + str(unfit), table=definition.name, field=field))
+    return found
+
+
+def scopes(definition: Definition) -> Iterator[placeholders.Scope]:
+    """Whom its placeholders can speak of. Where only a host knows how many there are, the first one of very many."""
+    process, numbers, count = definition.name, definition.instance_ids, definition.instances
+    if numbers is not None:
+        several, count = True, len(numbers)
+    elif isinstance(count, int) and count > 0:
+        several, numbers = count > 1, tuple(range(count))
+    else:
+        several, numbers, count = True, (0,), kinds.MOST_INSTANCES
+    for number in numbers:
+        for slot in (0, 1):
+            name = f"{process}:{number}" if several else process
+            yield placeholders.Scope(number, count, process, name, "", slot)
+
+
+def _named_texts(field: str, value: Any) -> Iterator[tuple[str, str, str]]:
+    """The texts of a field with their place in it: as a problem's field, and as the beginning of its message."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(inner, Mapping):
+                yield from _named_texts(_OVERLAY + key, inner)
+            else:
+                yield field, f"{key}: ", inner
+    else:
+        for text in _texts(value):
+            yield field, "", text
 
 
 def _texts(value: Any) -> list[str]:

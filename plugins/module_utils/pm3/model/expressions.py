@@ -45,6 +45,16 @@ def value(place: str, scope: Scope) -> Value:
     return _computed(_parsed(place), scope, place)
 
 
+def can_fail(place: str) -> bool:
+    """Whether a placeholder can be computed depends on the instance, or never is: it divides by what may be zero. Raises `Unfit`."""
+    divisors = (
+        node.right
+        for node in ast.walk(_parsed(place))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.FloorDiv, ast.Mod))
+    )
+    return any(not (isinstance(one, ast.Constant) and one.value) for one in divisors)
+
+
 @lru_cache(maxsize=256)
 def _parsed(place: str) -> ast.expr:
     """The checked expression inside `@{…}`."""

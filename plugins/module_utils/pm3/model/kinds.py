@@ -10,12 +10,12 @@ A kind checks one value and gives its canonical form, so that two spellings of t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from . import checks, listening, patterns, placeholders, words
-from .problems import Unfit, nearest
+from .problems import Unfit, every, nearest
 
 SIGNALS = frozenset(
     [
@@ -53,7 +53,7 @@ SIGNALS = frozenset(
     ]
 )
 U32, U64 = 2**32 - 1, 2**64 - 1
-_MOST_INSTANCES = 100_000  # of one process
+MOST_INSTANCES = 100_000  # of one process
 _HIGHEST_ID = 999_999_999  # nine digits: what a dependency on a single instance can name, and a file name has room for
 
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # in arguments and environments, and in UTF-8
@@ -118,17 +118,19 @@ def _command(value: Any) -> str:
 def _environment(value: Any, check: Callable[[Any], str] = _placed_text) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise _expected("a table of strings", value)
-    result = {}
-    for key in sorted(value, key=str):
+    for key in value:  # before any is named: in a table that is none of variables a name may be a secret
         if not isinstance(key, str) or not key or "=" in key or _UNUSABLE.search(key):
             raise Unfit("expected variable names that are texts, not empty, and without = in them")
+
+    def variable(key: str) -> tuple[str, str]:
         if not isinstance(value[key], str):
             raise Unfit(f"{key}: expected a string, found {_of(value[key])}; put the value in quotes")
         try:
-            result[str(key)] = check(value[key])
+            return str(key), check(value[key])
         except Unfit as unfit:
-            raise Unfit(f"{key}: {unfit}") from None
-    return result
+            raise unfit.within(key) from None
+
+    return dict(every(sorted(value), variable))
 
 
 def _secrets(value: Any) -> dict[str, str]:
@@ -139,13 +141,25 @@ def _secrets(value: Any) -> dict[str, str]:
 def _overlays(value: Any) -> dict[str, dict[str, str]]:
     if not isinstance(value, Mapping):
         raise _expected("a table of tables", value)
-    return {text(name): _environment(value[name]) for name in sorted(value, key=str)}
+    return dict(every(sorted(value, key=str), lambda name: (text(name), _environment(value[name]))))
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _items(listed: Sequence[Any], check: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """What `check` makes of each, and which ones are wrong where there are several."""
+
+    def numbered(item: tuple[int, Any]) -> Any:
+        try:
+            return check(item[1])
+        except Unfit as unfit:
+            raise unfit.within(f"item {item[0]}") from None
+
+    return tuple(every(enumerate(listed, 1), numbered)) if len(listed) > 1 else tuple(map(check, listed))
+
+
+def _texts(value: Any, check: Callable[[Any], str] = text) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
         raise _expected("an array of strings", value)
-    return tuple(text(item) for item in value)
+    return _items(value, check)
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -161,7 +175,7 @@ def _files(value: Any) -> tuple[str, ...]:
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)):
         raise _expected("a string or an array of strings", value)
-    return tuple(_path(item) for item in listed)
+    return _items(listed, _path)
 
 
 def _boolean(value: Any) -> bool:
@@ -177,7 +191,7 @@ def _watch(value: Any) -> Any:
 
 
 def _patterns(value: Any) -> tuple[str, ...]:
-    return tuple(patterns.check(item) for item in _texts(value))
+    return _texts(value, lambda item: patterns.check(text(item)))
 
 
 def _globs(value: Any) -> tuple[str, ...]:
@@ -249,13 +263,14 @@ def _umask(value: Any) -> str:
 def _limits(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise _expected("a table of limits", value)
-    result = {}
-    for name in sorted(value, key=str):
+
+    def limit(name: Any) -> tuple[str, str]:
         if name not in LIMIT_NAMES:
             meant = nearest(str(name), LIMIT_NAMES)
             raise Unfit(f"{name}: unknown limit" + (f"; did you mean {meant}?" if meant else ""))
-        result[str(name)] = _limit(str(name), value[name])
-    return result
+        return str(name), _limit(str(name), value[name])
+
+    return dict(every(sorted(value, key=str), limit))
 
 
 def _limit(name: str, value: Any) -> str:
@@ -286,7 +301,7 @@ def _integer(value: Any, least: int, most: int) -> int:
 def _exit_codes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         raise _expected("an array of whole numbers", value)
-    return tuple(sorted({_integer(item, -(2**31), 2**31 - 1) for item in value}))
+    return tuple(sorted(set(_items(value, lambda item: _integer(item, -(2**31), 2**31 - 1)))))
 
 
 def _instances(value: Any) -> Any:
@@ -295,16 +310,16 @@ def _instances(value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise _expected('a whole number or "max"', value)
-    if not -1024 <= value <= _MOST_INSTANCES:
-        raise Unfit(f"expected a whole number from -1024 to {_MOST_INSTANCES}, found {value}")
+    if not -1024 <= value <= MOST_INSTANCES:
+        raise Unfit(f"expected a whole number from -1024 to {MOST_INSTANCES}, found {value}")
     return 1 if value == 0 else int(value)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         raise _expected("an array of whole numbers", value)
-    if len(value) > _MOST_INSTANCES:
-        raise Unfit(f"expected at most {_MOST_INSTANCES} numbers, found {len(value)}")
+    if len(value) > MOST_INSTANCES:
+        raise Unfit(f"expected at most {MOST_INSTANCES} numbers, found {len(value)}")
     numbers = sorted(_integer(item, 0, _HIGHEST_ID) for item in value)
     for one, following in zip(numbers, numbers[1:]):
         if one == following:

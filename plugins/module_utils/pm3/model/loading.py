@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from . import definition, graph
+from . import definition, graph, placeholders
 from .definition import Definition
 from .parts import whole
-from .problems import DefinitionError, Problem
+from .problems import DefinitionError, Problem, Unfit
 
 
 def load(
@@ -59,14 +60,45 @@ def _placed(
         parsed, wrong = definition.parse(name, tables[name])
         if parsed is not None:
             found[name], unplaced = definition.located(parsed, base)
-            wrong = [*wrong, *unplaced]
+            wrong = [*wrong, *unplaced, *definition.incomputable(parsed)]
         linked[name] = found.get(name) or _links(name, tables[name])
         problems += wrong
         yield
     if elsewhere is None:
         elsewhere = [graph.base(other) for one in linked.values() for other in one.depends_on]
+    problems += _shared_logs(found)
     problems += graph.problems(linked, elsewhere)
     return found, problems
+
+
+def _shared_logs(definitions: Mapping[str, Definition]) -> list[Problem]:
+    """Files that several streams would fill: what each has written could not be told any more."""
+    problems = []
+    owners: dict[str, tuple[str, str]] = {}  # by file: the field that names it, and of which instance
+    for definition_ in definitions.values():
+        for field in ("stdout_file", "stderr_file"):
+            file = getattr(definition_, field)
+            message = _shared(file, field, definition_, owners) if file is not None else None
+            if message is not None:
+                problems.append(Problem(message, table=definition_.name, field=field))
+    return problems
+
+
+def _shared(file: str, field: str, one: Definition, owners: dict[str, tuple[str, str]]) -> str | None:
+    """What is wrong with a file if another stream has it; else `owners` knows it now."""
+    for scope in definition.scopes(one):
+        try:
+            path = posixpath.normpath(placeholders.expand(file, scope))
+        except Unfit:
+            return None  # that is another mistake
+        if path == "/dev/null":  # keeps nothing that could be told apart
+            return None
+        other = owners.setdefault(path, (field, scope.name))
+        if other != (field, scope.name):
+            return f"is {path} for {scope.name}, which is {other[0]} of {other[1]}: a log has one stream that fills it"
+        if "@{" not in file:
+            return None
+    return None
 
 
 def _links(name: str, table: Any) -> Definition:

@@ -45,5 +45,17 @@ def used(text: str) -> frozenset[str]:
         return frozenset()
     from . import expressions
 
-    places = (place.group(0) for place in _PLACE.finditer(text) if place.group(1) is not None)
-    return frozenset(name for place in places for name in expressions.names(place))
+    return frozenset(name for place in _places(text) for name in expressions.names(place))
+
+
+def can_fail(text: str) -> bool:
+    """Whether `text` is one that cannot be expanded for some instances, or for any. Raises `Unfit` for a placeholder that is none."""
+    if "@{" not in text:
+        return False
+    from . import expressions
+
+    return any(map(expressions.can_fail, _places(text)))
+
+
+def _places(text: str) -> list[str]:
+    return [place.group(0) for place in _PLACE.finditer(text) if place.group(1) is not None]

@@ -11,6 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Callable, TypeVar
+
+from .screen import one_line
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,29 @@ class DefinitionError(Exception):
 
 
 class Unfit(ValueError):
-    """A value that a field cannot take; the text says what the field expects instead."""
+    """A value that a field cannot take; the text says what the field expects instead. Of a table or a list, all that is wrong."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = messages
+
+    def within(self, place: str) -> Unfit:
+        """The same, said of a part of the value."""
+        return Unfit(*(f"{place}: {message}" for message in self.messages))
 
 
-def one_line(text: str) -> str:
-    """`text` as one line that does nothing to a terminal, whatever names somebody made up."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def every(items: Iterable[Item], check: Callable[[Item], Made]) -> list[Made]:
+    """What `check` makes of each. Raises one `Unfit` with all that is wrong with any of them."""
+    made: list[Made] = []
+    wrong: list[str] = []
+    for item in items:
+        try:
+            made.append(check(item))
+        except Unfit as unfit:
+            wrong += unfit.messages
+    if wrong:
+        raise Unfit(*dict.fromkeys(wrong))
+    return made
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .plan import MASK, Action, Change, FieldChange, said
+from .screen import columns_of, one_line, padded
 
 Row = dict[str, Any]
 
@@ -71,13 +72,18 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line per instance: name, action, status, why; the last output of a failed one below its line."""
-    width = max((len(one["name"]) for one in rows), default=0)
+    """One line per instance: name, action, status, why; the last output of a failed one below its line.
+
+    All of it as a terminal can show it, for a program writes what it likes.
+    """
+    width = max((columns_of(one["name"]) for one in rows), default=0)
     lines = []
     for one in rows:
         action = "ok" if one["action"] == Action.NONE.value else one["action"]
-        lines.append(f"{one['name']:<{max(width, 10)}}  {action:<9}  {one['status']:<9}  {why(one)}".rstrip())
-        lines.extend(f"    | {text}" for text in one["log_tail"])
+        lines.append(
+            one_line(f"{padded(one['name'], max(width, 10))}  {action:<9}  {one['status']:<9}  {why(one)}".rstrip())
+        )
+        lines.extend(f"    | {one_line(text.expandtabs())}" for text in one["log_tail"])
     return lines
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import kinds
 from .kinds import Kind
-from .problems import Unfit, nearest
+from .problems import Unfit, every, nearest
 
 STOP_FIRST, START_FIRST = "stop_first", "start_first"
 REVERT, PAUSE = "revert", "pause"
@@ -109,8 +109,8 @@ def _check(value: Any) -> dict[str, Any]:
 def _checked(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise Unfit('expected a table such as { order = "start_first" }')
-    found = {}
-    for key in sorted(value, key=str):
+
+    def checked(key: Any) -> tuple[str, Any]:
         row = ROWS.get(str(key))
         if row is None:
             meant = nearest(str(key), ROWS)
@@ -118,10 +118,11 @@ def _checked(value: Any) -> dict[str, Any]:
                 f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else f"; known: {', '.join(ROWS)}")
             )
         try:
-            found[row.name] = row.metadata["kind"].check(value[key])
+            return row.name, row.metadata["kind"].check(value[key])
         except Unfit as unfit:
-            raise Unfit(f"{key}: {unfit}") from None
-    return found
+            raise unfit.within(key) from None
+
+    return dict(every(sorted(value, key=str), checked))
 
 
 KIND = Kind("a table with " + ", ".join(ROWS), _check)

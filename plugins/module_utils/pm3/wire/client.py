@@ -9,6 +9,7 @@ user. Modules import this file at every call: it imports little and stays small.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -118,6 +119,22 @@ class Answers:
             self.close()
             path = paths.socket(self._client.data_dir)
             raise ClientError("garbled", f"the answer at {path} is not one of a pm3 agent: {error}") from None
+
+    def wait(self, listener: int) -> bool:
+        """Waits until there is more to read, or its end; False if meanwhile nobody reads what is written to `listener` any more."""
+        self._connection.setblocking(False)
+        try:
+            if self._lines.peek(1):  # read already, which no poll would tell
+                return True
+        except OSError:
+            return True  # for the read to say
+        finally:
+            self._connection.settimeout(self._client.timeout)
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        poll.register(listener, 0)  # POLLERR of a pipe and POLLHUP come unasked
+        ready = dict(poll.poll())
+        return self._connection.fileno() in ready or listener not in ready
 
     def close(self) -> None:
         self._lines.close()

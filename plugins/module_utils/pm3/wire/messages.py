@@ -21,6 +21,7 @@ Document = dict[str, Any]
 PROTOCOL = 1  # told by hello; raised when an older client or agent would misunderstand the other
 _MOST_DIGITS = 400  # of a number: to read a million takes older Pythons a minute
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what neither the store nor the kernel could take
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _NO_PATH = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 LONGEST_REQUEST = 16 * 1024 * 1024  # bytes of a request's line; more is refused by the server
 
@@ -32,10 +33,18 @@ class Malformed(ValueError):
 class Field:
     """A field of a request. A field that is missing or null has the default; others that nobody knows are ignored."""
 
-    __slots__ = ("choices", "default", "required", "words")
+    __slots__ = ("choices", "default", "fits", "required", "words")
 
-    def __init__(self, words: str, default: Any = None, required: bool = False, choices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        words: str,
+        default: Any = None,
+        required: bool = False,
+        choices: tuple[str, ...] = (),
+        fits: Callable[[Any], bool] | None = None,
+    ) -> None:
         self.words = words  # a key of _KINDS, completes "expected …"
+        self.fits = fits or _KINDS[words]
         self.default = default
         self.required = required
         self.choices = choices
@@ -43,6 +52,11 @@ class Field:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not _NO_TEXT.search(value)
+
+
+def is_name(value: Any) -> bool:
+    """Whether it can be the name of a project, or of a revision."""
+    return _is_text(value) and bool(value) and not _CONTROL.search(value)
 
 
 def _is_path(value: Any) -> bool:
@@ -57,8 +71,8 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
 
 
-NAME = "a string that is not empty"
 TEXT, TEXTS, FLAG, COUNT = "a string", "an array of strings", "true or false", "a whole number, 0 or more"
+NAME = "a name: a string that is not empty, without control characters"
 PATH = "a string that can be a path"  # bytes that are not UTF-8 included, as half surrogate pairs
 SECONDS, TABLE, TABLES, SECRETS = (
     "a number, 0 or more",
@@ -67,8 +81,8 @@ SECONDS, TABLE, TABLES, SECRETS = (
     "an object of objects of strings",
 )
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    NAME: lambda value: _is_text(value) and value != "",
     TEXT: _is_text,
+    NAME: is_name,
     PATH: _is_path,
     TEXTS: lambda value: isinstance(value, list) and all(map(_is_text, value)),
     FLAG: lambda value: isinstance(value, bool),
@@ -81,7 +95,17 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     ),
 }
 
-_NAMES = {"names": Field(TEXTS)}  # none: all
+
+def _sought(required: bool = False) -> Field:
+    """The name of what is looked for. It may be any bytes that somebody typed, for then it is not found."""
+    return Field(TEXT, required=required, fits=_is_path)
+
+
+def _sought_all(required: bool = False) -> Field:
+    return Field(TEXTS, required=required, fits=lambda value: isinstance(value, list) and all(map(_is_path, value)))
+
+
+_NAMES = {"names": _sought_all()}  # none: all
 _WALK = {"progress": Field(FLAG, False)}  # rows while the work goes on
 _APPLY = {
     "project": Field(NAME, required=True),
@@ -99,7 +123,7 @@ _APPLY = {
     "only": Field(TEXTS),
     "take_over": Field(FLAG, False),  # processes of another project become this one's
     "retry_failed": Field(FLAG, True),  # try again what has been reverted
-    "label": Field(TEXT),
+    "label": Field(NAME),
     "wait": Field(FLAG, True),
     "path": Field(PATH),
     "file": Field(PATH),  # how messages call the file that the definitions are from
@@ -128,18 +152,18 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "restart": {**_NAMES, **_WALK},
     "reload": {**_NAMES, "path": Field(PATH), **_WALK},
     "flush": _NAMES,
-    "signal": {"name": Field(TEXT, required=True), "signal": Field(TEXT, required=True)},
+    "signal": {"name": _sought(required=True), "signal": _sought(required=True)},
     "save": {},
     "resurrect": {"path": Field(PATH)},
-    "delete": {"names": Field(TEXTS, required=True)},
+    "delete": {"names": _sought_all(required=True)},
     "doctor": {},
-    "history": {"project": Field(NAME, required=True)},
-    "hold": {**_NAMES, "project": Field(NAME), "reason": Field(TEXT, required=True)},
-    "release": {**_NAMES, "project": Field(NAME)},
+    "history": {"project": _sought(required=True)},
+    "hold": {**_NAMES, "project": _sought(), "reason": Field(TEXT, required=True)},
+    "release": {**_NAMES, "project": _sought()},
     "list": {},
-    "info": {"name": Field(TEXT, required=True)},
+    "info": {"name": _sought(required=True)},
     "log": {
-        "name": Field(TEXT),
+        "name": _sought(),
         **_NAMES,
         "lines": Field(COUNT, 15),
         "follow": Field(FLAG, False),
@@ -186,7 +210,7 @@ def check(document: Document) -> Document:
                 raise Malformed(f"request {kind}: {name} is missing; expected {field.words}")
             request[name] = field.default
             continue
-        if not _KINDS[field.words](value):
+        if not field.fits(value):
             raise Malformed(f"request {kind}: {name}: expected {field.words}")
         if field.choices and value not in field.choices:
             raise Malformed(f"request {kind}: {name}: expected one of {', '.join(field.choices)}")

@@ -48,6 +48,16 @@ def test_problems_are_a_line_each() -> None:
     assert json.loads(out.getvalue()) == {"type": "error", "message": "all of it", "problems": problems}
 
 
+def test_no_name_does_anything_to_a_terminal() -> None:
+    out, err = Stream(True), Stream(True)
+    console = Console(out, err, {})
+    console.success("stopped: \x1b[2J\udcff")
+    for say in (console.note, console.warning, console.error, console.failure):
+        say("two lines:\nnot found: \x1b]0;x\x07")
+    assert out.getvalue() == "\x1b[32mstopped: \\x1b[2J\\xff\x1b[0m\n"
+    assert err.getvalue().count("two lines:\nnot found: \\x1b]0;x\\x07\n") == 4
+
+
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_progress_is_for_terminals_that_can_show_it(environ: dict[str, str]) -> None:
     assert Console(Stream(True), Stream(True), {}).shows_progress

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli import live as module
-from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli.live import Live, columns_of, fitted
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli.live import Live
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,15 +105,6 @@ def test_lines_are_cut_at_the_width() -> None:
     shown = seen.step("a-name-that-is-longer-than-half-of-it", "starting")
     assert all(len(line) < 40 for line in shown)
     assert len(shown) == 2
-
-
-def test_widths_of_letters() -> None:
-    assert columns_of("日本 é e\u0301") == 8
-    assert fitted("日本語", 4) == "日本"
-    assert fitted("日本語", 5) == "日本"
-    assert fitted("日本語", 6) == "日本語"
-    assert fitted("web", 2) == "we"
-    assert fitted("web", -1) == ""
 
 
 def test_a_text_cannot_move_the_cursor() -> None:

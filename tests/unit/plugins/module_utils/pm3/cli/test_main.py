@@ -501,6 +501,23 @@ def test_plan_takes_the_same_options(
     assert pm3("plan", str(shop / "pm3.toml"), "--json").document == result("plan", project="p")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("apply", "--project", ""), "error: --project is empty; name the project, or leave --project out for"),
+        (("plan", "--project", "", "--state", "absent"), "error: --project is empty; "),
+        (("apply", "--label", ""), "error: --label is empty; "),
+        (("history", ""), "error: the name of the project is empty; "),
+    ],
+)
+def test_an_empty_name_is_not_the_name_of_the_folder(
+    pm3: Callable[..., Said], fake_agent: Any, shop: pathlib.Path, words: tuple[str, ...], said: str
+) -> None:
+    found = pm3(*words)
+    assert (found.status, found.out, fake_agent.requests) == (1, "", [])
+    assert found.err.startswith(said)
+
+
 def test_a_failed_apply_exits_1(pm3: Callable[..., Said], fake_agent: Any, shop: pathlib.Path) -> None:
     row = {"name": "web", "action": "failed", "changed": True, "status": "errored", "log_tail": ["boom"]}
     failed = result(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.pm3.fleet.plugins.module_utils.pm3.cli import table
+from ansible_collections.pm3.fleet.plugins.module_utils.pm3.model.screen import columns_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,13 @@ def test_the_table_is_the_one_of_pm3() -> None:
     )
 
 
+def test_wide_letters_do_not_move_columns() -> None:
+    listed = [process("プロセス", group="日本語"), process("web", group="front")]
+    lines = table.table(listed, plain)
+    assert len({columns_of(line) for line in lines}) == 1
+    assert len({columns_of(line.partition("┆")[0]) for line in lines if "┆" in line}) == 1
+
+
 def test_an_empty_table_is_a_sentence() -> None:
     assert table.table([], plain) == ["no processes running"]
 
@@ -47,7 +55,7 @@ def test_an_empty_table_is_a_sentence() -> None:
 )
 def test_every_line_is_as_wide_and_leaves_the_terminal_alone(listed: list[dict[str, Any]]) -> None:
     lines = table.table(listed, plain)
-    assert len({len(line) for line in lines}) == 1
+    assert len({columns_of(line) for line in lines}) == 1
     assert all(line.isprintable() for line in lines)
 
 

@@ -469,6 +469,28 @@ def test_copies_side_by_side_can_be_told_apart(fields: dict[str, Any], wrong: li
         assert all("@{3000 + 2 * instance + slot}" in one.message for one in problems)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "beginnings"),
+    [
+        ("env", {"A": 1, "B": True, "C": "@{x}", "D": "d"}, ["A: ", "B: ", "C: "]),
+        ("env_prod", {"A": 1, "": "x"}, ["expected variable names"]),
+        ("environments", {"prod": {"A": 1}, "test": {"B": 1, "C": 1}}, ["A: ", "B: ", "C: "]),
+        ("secrets", {"A": 1, "B": 2}, ["A: expected a string", "B: expected a string"]),
+        ("update", {"order": "x", "max_unavailable": -3, "deadline": "foo", "sok": 1}, ["deadline: ", "max_", "order: ", "sok: "]),
+        ("limits", {"nofile": "x", "nofil": 1, "core": "9:1"}, ["core: ", "nofil: ", "nofile: "]),
+        ("watch_ignore", [3, "*.tmp", 4, "[a"], ["item 1: ", "item 3: ", "item 4: "]),
+        ("depends_on", [3], ["expected a string"]),
+        ("env_file", ["a", 3, ""], ["item 2: ", "item 3: "]),
+        ("stop_exit_codes", [1, "2", 2**40], ["item 2: ", "item 3: "]),
+    ],
+)  # fmt: skip
+def test_every_mistake_in_a_field_is_reported(field: str, value: Any, beginnings: list[str]) -> None:
+    found = problems({"web": {"command": "run", field: value}})
+    assert {problem.field for problem in found} == {field}
+    assert [problem.message.startswith(said) for problem, said in zip(found, beginnings)] == [True] * len(beginnings)
+    assert len(found) == len(beginnings)
+
+
 def test_problems_are_in_order_of_name() -> None:
     assert [problem.table for problem in problems({name: {} for name in ("c", "a", "b")})] == ["a", "b", "c"]
 

@@ -101,6 +101,8 @@ def test_the_columns_are_as_wide_as_the_longest_name() -> None:
     made = [row(change(name, Action.NONE), "online") for name in ("web", "a-rather-long-name:12")]
     assert report(made) == ["web                    ok         online", "a-rather-long-name:12  ok         online"]
     assert report([]) == []
+    wide = [row(change(name, Action.NONE), "online") for name in ("プロセスの名前", "web")]
+    assert report(wide) == ["プロセスの名前  ok         online", "web             ok         online"]
 
 
 def test_a_failure_shows_its_reason_and_the_last_output_below() -> None:
@@ -111,6 +113,18 @@ def test_a_failure_shows_its_reason_and_the_last_output_below() -> None:
         "web         failed     errored    exited with code 1",
         "    | Traceback",
         "    | KeyError: 'PORT'",
+    ]
+
+
+def test_what_a_program_writes_does_nothing_to_a_terminal() -> None:
+    tail = ["\x1b]0;pwned\x07 \x1b[2J", "\tat main", "caf\u00e9 \udcff"]
+    assert report(
+        [failed(row(change("web", Action.CREATED), "errored"), "exited with code 1: \x1b[31m\rboom", tail)]
+    ) == [
+        "web         failed     errored    exited with code 1: \\x1b[31m\\rboom",
+        "    | \\x1b]0;pwned\\x07 \\x1b[2J",
+        "    |         at main",
+        "    | caf\u00e9 \\xff",
     ]
 
 

@@ -88,6 +88,18 @@ def test_requests_of_pm3_are_understood(line: str) -> None:
         ({"type": ["list"]}, "expected a request with its type, a string"),
         ({"type": "frobnicate"}, "request type 'frobnicate' is unknown to this agent (pm3 0.1.0)"),
         ({"type": "info"}, "request info: name is missing; expected a string"),
+        (
+            {"type": "apply", "project": ""},
+            "request apply: project: expected a name: a string that is not empty, without control characters",
+        ),
+        (
+            {"type": "plan", "project": "a\x1b[2J"},
+            "request plan: project: expected a name: a string that is not empty, without control characters",
+        ),
+        (
+            {"type": "apply", "project": "a", "label": "1\n2"},
+            "request apply: label: expected a name: a string that is not empty, without control characters",
+        ),
         ({"type": "info", "name": None}, "request info: name is missing; expected a string"),
         ({"type": "info", "name": "a\0b"}, "request info: name: expected a string"),
         ({"type": "history", "project": ""}, "request history: project: expected a string that is not empty"),
