@@ -368,3 +368,82 @@ def test_mistakes_change_nothing(rollout: Rollout) -> None:
         assert done.returncode != 0, done.stdout
         assert said.replace(" ", "") in "".join(done.stdout.split()), done.stdout
     assert served(FEW) == released("v5", FEW)
+
+
+def with_variables(path: Path, **hosts: dict[str, Any]) -> Path:
+    """An inventory that gives hosts variables."""
+    path.write_text(json.dumps({"all": {"hosts": hosts}}))
+    return path
+
+
+def test_a_variable_that_one_host_lacks_is_found_before_anything_begins(rollout: Rollout, tmp_path: Path) -> None:
+    for value in ({"rollout_patience": "{{ mine }}"}, {"rollout_gate": "{{ mine }}"}, {"rollout_chdir": "{{ mine }}"}):
+        inventory = with_variables(tmp_path / "mine.yml", **{host: {"mine": "5"} for host in FEW if host != "app3"})
+        done = rollout("v8", inventory, **FEWER, **value)
+        assert done.returncode == 2, done.stdout
+        assert "'mine' is undefined" in done.stdout
+    inventory = with_variables(
+        tmp_path / "mine.yml", **{host: {"mine": "long" if host == "app3" else "5"} for host in FEW}
+    )
+    done = rollout("v8", inventory, rollout_patience="{{ mine }}", **FEWER)
+    assert done.returncode == 2, done.stdout
+    assert "unable to convert to int" in done.stdout
+    assert served(FEW) == released("v5", FEW)
+    assert rollout.drained() == set()
+
+
+def test_plays_of_ones_own_count_a_host_that_drops_out(rollout: Rollout, tmp_path: Path) -> None:
+    """The three plays of the role's README, with batches of two; the argument check of the role fails on one host of the second."""
+    common = {
+        "pm3_rollout_project": "shop",
+        "pm3_rollout_label": "v8",
+        "rollout_label": "v8",
+        "pm3_rollout_src": f"{rollout.folder}/pm3.toml",
+        "pm3_rollout_template": True,
+        "pm3_rollout_patience": "{{ 'long' if inventory_hostname == 'app3' else 5 }}",
+        "pm3_rollout_report": f"{rollout.folder}/report.json",
+    }
+
+    def part(entry: str, **more: Any) -> dict[str, Any]:
+        return {"ansible.builtin.include_role": {"name": "pm3.fleet.rollout", "tasks_from": entry}, **more}
+
+    play = {"hosts": ",".join(FEW), "gather_facts": False, "order": "sorted", "become": True, "vars": common}
+    away = {"ignore_unreachable": True}
+    stopped = "map(attribute='pm3_rollout_stopped', default=false) | select | length > 0"
+    end = {"ansible.builtin.meta": "end_play", "when": "pm3_rollout_stopped"}
+    plays = [
+        {**play, **away, "serial": 2, "tasks": [part("main"), end]},
+        {
+            **play,
+            **away,
+            "serial": "25%",
+            "tasks": [part("revert", when=f"ansible_play_hosts | map('extract', hostvars) | {stopped}")],
+        },
+        {**play, "tasks": [part("report")]},
+    ]
+    (tmp_path / "own.yml").write_text(json.dumps(plays))
+    done = playbook(rollout.fleet, f"{tmp_path}/own.yml")
+    assert done.returncode == 2, done.stdout
+    assert rollout.states() == {"app1": "went back", "app2": "went back", "app3": "failed", "app7": "went back"}
+    assert rollout.report()["ok"] is False
+    assert served(FEW) == released("v5", FEW)
+
+
+def test_the_second_rollout_of_a_run_is_not_the_first(rollout: Rollout, play: Play, tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text('[first]\ncommand = "false"\n')
+    first = {"rollout_project": "first", "rollout_src": f"{tmp_path}/first.toml", "rollout_label": "v1"}
+    second = {"rollout_project": "shop", "rollout_src": f"{rollout.folder}/pm3.toml", "rollout_label": "v8"}
+    both = [{"ansible.builtin.import_playbook": "pm3.fleet.rollout", "vars": one} for one in (first, second)]
+    (tmp_path / "both.yml").write_text(json.dumps(both))
+    common = {key: value for key, value in {**rollout.common, **FEWER}.items() if key not in second}
+    done = playbook(rollout.fleet, f"{tmp_path}/both.yml", "-e", json.dumps(common))
+    assert done.returncode == 2, done.stdout
+    # The host on which the first one failed takes no part in the rest of the run.
+    assert served(FEW) == {**released("v8", FEW), "app1": "v5"}
+    assert rollout.states() == {**released("released", FEW), "app1": "failed"}
+    assert rollout.report()["stopped"] is False
+    assert rollout.report()["ok"] is False
+    assert play([{"pm3.fleet.processes": {"project": "first", "state": "absent"}}], hosts=",".join(FEW)).status == 0
+    done = playbook(rollout.fleet, "pm3.fleet.rollback", *rollout.words("v8", None, **FEWER))
+    assert done.returncode == 0, done.stdout
+    assert served(FEW) == released("v5", FEW)
