@@ -358,16 +358,73 @@ def test_or_goes_back_and_twice_is_once(rollout: Rollout) -> None:
     assert served(FEW) == released("v5", FEW)
 
 
-def test_mistakes_change_nothing(rollout: Rollout) -> None:
+def test_mistakes_change_nothing_not_even_once(rollout: Rollout, tmp_path: Path) -> None:
+    (tmp_path / "faulty.yml").write_text("- name: A module that nobody has\n  no_such_module:\n")
+    (tmp_path / "faulty.toml").write_text("[web]\ncommand = 7\n")
+    once = {"rollout_once_before": f"{rollout.folder}/once.yml"}
+    before = rollout.noted("once")
     for more, said in (
         ({"rollout_on_failure": "explode"}, "value of rollout_on_failure must be one of: revert, pause"),
         ({"rollout_wave": 3}, "rollout_wave. Supported parameters include"),
         ({"rollout_src": f"{rollout.folder}/nothing.toml"}, "nothing.toml"),
+        ({"rollout_src": f"{tmp_path}/faulty.toml"}, "1 mistake in the definitions"),
+        ({"rollout_soak": "long"}, "update_once: soak: expected a time"),
+        ({"rollout_label": ""}, "rollout_label is empty"),
+        ({"rollout_project": " "}, "rollout_project or rollout_label is empty"),
+        ({"rollout_serial": "ten"}, "no sizes of batches"),
+        ({"rollout_serial": 0}, "no sizes of batches"),
+        ({"rollout_serial": [1, "0%"]}, "no sizes of batches"),
+        ({"rollout_back_serial": "1.5%"}, "no sizes of batches"),
+        ({"rollout_gate": f"{tmp_path}/nothing.yml"}, "nothing.yml"),
+        ({"rollout_undrain": f"{tmp_path}/faulty.yml"}, "no_such_module"),
+        ({"rollout_hosts": "wbe"}, "rollout_hosts=wbe matches no host"),
     ):
-        done = rollout("v8", **FEWER, **more)
+        done = rollout("v8", **{**FEWER, **once, **more})
+        assert done.returncode != 0, done.stdout
+        assert said.replace(" ", "") in "".join(done.stdout.split()), done.stdout
+    assert rollout.noted("once") == before
+    assert rollout.drained() == set()
+    assert served(FEW) == released("v5", FEW)
+
+
+def test_nor_do_mistakes_of_a_rollback(rollout: Rollout, tmp_path: Path) -> None:
+    for more, said in (
+        ({"rollout_wave": 3}, "rollout_wave. Supported parameters include"),
+        ({"rollout_label": ""}, "rollout_label is empty"),
+        ({"rollout_serial": 0}, "no sizes of batches"),
+        ({"rollout_gate": f"{tmp_path}/nothing.yml"}, "nothing.yml"),
+        ({"rollout_gate": "{{ mine }}"}, "'mine' is undefined"),
+        ({"rollout_hosts": "wbe"}, "rollout_hosts=wbe matches no host"),
+    ):
+        done = playbook(rollout.fleet, "pm3.fleet.rollback", *rollout.words("v5", None, **{**FEWER, **more}))
         assert done.returncode != 0, done.stdout
         assert said.replace(" ", "") in "".join(done.stdout.split()), done.stdout
     assert served(FEW) == released("v5", FEW)
+
+
+def test_a_limit_may_leave_some_but_not_nobody(rollout: Rollout) -> None:
+    words = rollout.words("v5", None, **FEWER)
+    done = playbook(rollout.fleet, "pm3.fleet.rollout", *words, "--limit", "app2,app3")
+    assert done.returncode == 0, done.stdout
+    assert rollout.states() == {"app2": "ok", "app3": "ok"}
+    done = playbook(rollout.fleet, "pm3.fleet.rollout", *words, "--limit", "app9")
+    assert done.returncode != 0, done.stdout
+    assert "matches no host that --limit leaves" in done.stdout
+
+
+def test_what_is_to_happen_once_finds_a_host_that_is_there(rollout: Rollout, gone: Callable[[str], Path]) -> None:
+    """Its tasks run on the host, unlike those of the other files."""
+    where = "/tmp/pm3-once"
+    text = [{"name": "It is noted", "ansible.builtin.raw": f"echo yes >> {where}", "changed_when": True}]
+    (rollout.folder / "migrate.yml").write_text(json.dumps(text))
+    more = {"rollout_once_before": f"{rollout.folder}/migrate.yml", "rollout_max_fail_percentage": 25}
+    hosts = {"rollout_hosts": ",".join(FEW), "rollout_serial": [4]}
+    done = rollout("v5", gone("app1"), **hosts, **more)
+    assert done.returncode == 2, done.stdout
+    assert rollout.states() == {**released("ok", FEW), "app1": "unreachable"}
+    noted = {host: rollout.fleet.ssh(host, f"cat {where}; rm -f {where}").stdout for host in FEW}
+    assert sorted(noted.values()) == ["", "", "", "yes\n"]
+    assert noted["app1"] == ""
 
 
 def with_variables(path: Path, **hosts: dict[str, Any]) -> Path:
