@@ -13,7 +13,7 @@ description:
   - Gathers what the role C(pm3.fleet.rollout) has written down on every host. Its entry point C(report) is made of it.
 author:
   - pm3.fleet maintainers (@pm3-fleet)
-positional: _input, project, label
+positional: _input, project, label, lost
 options:
   _input:
     description:
@@ -30,6 +30,12 @@ options:
       - The label of the release.
     type: str
     required: true
+  lost:
+    description:
+      - The hosts that have dropped out of the plays. What they have written down may be of an earlier rollout.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: pm3.fleet.processes
 """

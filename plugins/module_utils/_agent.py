@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import time
 import typing as t
@@ -43,26 +44,26 @@ OPTIONS: dict[str, t.Any] = {
 }
 UPGRADE_SECONDS = 60.0
 
-# What an agent (or this module) writes into a data dir. Nothing else is ever removed there: people put things into folders.
+# What an agent (or this module) writes into a data dir. Nothing else is ever removed there: people put things into folders. Where none of
+# the first ones is, no agent ever was, and what has one of the other names is somebody else's.
+_SIGNS = ("pm3.sock", "pm3.pid", "store.sqlite", "keeper.lock", "managed")
 _OURS = (
-    "pm3.sock",
-    "pm3.pid",
+    *_SIGNS,
     "lock",
-    "keeper.lock",
-    "store.sqlite",
     "store.sqlite-wal",
     "store.sqlite-shm",
     "agent.log",
-    "managed",
     "start.lock",
     "dump.json",
     "dump.json.new",
     "upgrade.json",
     "upgrade.json.new",
     "store.sqlite.before",
-    "logs",
-    "run",
 )
+_INSIDE = {  # names of ours in its folders
+    "logs": r".+-(out|err)\.log(\.\d+(\.gz(\.tmp)?)?)?|\.index",
+    "run": r"\d+\.[a-z]+|store\.lowered|upgrade\.log",
+}
 
 
 def run(module: AnsibleModule) -> None:
@@ -393,7 +394,7 @@ def _absent(module: AnsibleModule) -> Document:
         steps.append(Step(f"removed {place.library}", lambda: _remove_tree(place.library)))
     if steps:
         steps.append(Step("", service.forget))
-    if params["purge"] and os.path.isdir(place.data_dir):
+    if params["purge"] and _was_here(place):
         steps.append(Step(f"removed {place.data_dir}", lambda: _purge(module, place)))
     if steps and not module.check_mode:
         _do(steps)
@@ -430,12 +431,32 @@ def _remove_tree(path: str) -> None:
     shutil.rmtree(path)
 
 
+def _was_here(place: Place) -> bool:
+    if os.path.isdir(place.library) and place.prefix == place.data_dir:
+        return True
+    return any(os.path.lexists(os.path.join(place.data_dir, name)) for name in _SIGNS)
+
+
+def _belongings(place: Place) -> list[str]:
+    """What is in the data dir that is the agent's, if one was here. A folder comes after what is in it."""
+    there = functools.partial(os.path.join, place.data_dir)
+    found = [there(name) for name in _OURS if os.path.lexists(there(name))]
+    for folder, names in _INSIDE.items():
+        if os.path.isdir(there(folder)) and not os.path.islink(there(folder)):
+            inside = os.listdir(there(folder))
+            found += [there(folder, name) for name in inside if re.fullmatch(names, name)]
+            found.append(there(folder))
+    return found
+
+
 def _purge(module: AnsibleModule, place: Place) -> None:
-    for name in _OURS:
-        path = os.path.join(place.data_dir, name)
-        if os.path.isdir(path) and not os.path.islink(path):
+    folders = [os.path.join(place.data_dir, name) for name in _INSIDE]
+    for path in _belongings(place):
+        if path in folders:
+            _remove_if_empty(path)
+        elif os.path.isdir(path) and not os.path.islink(path):
             _remove_tree(path)
-        elif os.path.lexists(path):
+        else:
             os.unlink(path)
     _remove_empty(place)
     left = sorted(os.listdir(place.data_dir)) if os.path.isdir(place.data_dir) else []
@@ -451,7 +472,11 @@ def _remove_empty(place: Place) -> None:
         else [*(os.path.join(place.prefix, name) for name in ("bin", "lib")), place.data_dir]
     )
     for path in ours if place.scope == "user" else [place.data_dir]:
-        try:
-            os.rmdir(path)
-        except OSError:
-            pass
+        _remove_if_empty(path)
+
+
+def _remove_if_empty(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass

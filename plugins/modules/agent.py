@@ -72,7 +72,8 @@ options:
     default: false
   purge:
     description:
-      - Whether O(state=absent) also removes definitions, history and logs. Files in O(data_dir) that are not the agent's stay.
+      - Whether O(state=absent) also removes definitions, history and logs. Files in O(data_dir) that are not the agent's stay, and all of
+        it does where no agent ever was.
     type: bool
     default: false
   package:

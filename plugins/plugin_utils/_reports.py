@@ -157,27 +157,40 @@ def _drift_lines(document: Document) -> list[str]:
         )
     hosts = len({one["host"] for one in document["drifted"]})
     count = len(document["drifted"])
-    asked = _counted(document["hosts"], "host")
-    closing = f"drift: {_counted(count, 'instance')} on {hosts} of {asked}" if count else f"no drift on {asked}"
+    silent = {one["host"] for one in (*document["failed"], *document["unreachable"])}
+    answered, asked = document["hosts"] - len(silent), _counted(document["hosts"], "host")
+    known = f"{answered} of {asked}" if silent else asked
+    closing = f"drift: {_counted(count, 'instance')} on {hosts} of {asked}" if count else f"no drift on {known}"
     return [*silence(document), *table(rows), closing]
 
 
-def rollout(hosts: t.Mapping[str, t.Mapping[str, t.Any]], project: str, label: str) -> Document:
-    """From the facts that role `rollout` has set on each host: what became of the rollout there, and as a whole."""
-    rows = [_rolled(host, hosts[host]) for host in sorted(hosts, key=natural)]
+def rollout(
+    hosts: t.Mapping[str, t.Mapping[str, t.Any]], project: str, label: str, lost: t.Collection[str] = ()
+) -> Document:
+    """From the facts that role `rollout` has set on each host: what became of the rollout there, and as a whole. `lost` are hosts that have
+    dropped out of the plays, so that their facts may be those of an earlier rollout."""
+    releases = [f"{project} {way} {label}" for way in ("to", "from")]
+    rows = [_rolled(host, hosts[host], releases, host in lost) for host in sorted(hosts, key=natural)]
     document: Document = {
         "project": project,
         "label": label,
-        "stopped": any(facts.get("pm3_rollout_stopped") for facts in hosts.values()),
+        "stopped": any(facts.get("pm3_rollout_stopped") for host, facts in hosts.items() if host not in lost),
         "hosts": rows,
         "summary": {state: sum(row["state"] == state for row in rows) for state in _STATES},
     }
-    document["ok"] = not document["stopped"] and not any(row["message"] for row in rows)
+    document["ok"] = not document["stopped"] and not any(
+        row["message"] or row["state"] == "not reached" for row in rows
+    )
     return {**document, "report": _rollout_lines(document)}
 
 
-def _rolled(host: str, facts: t.Mapping[str, t.Any]) -> Document:
-    outcome, back = facts.get("pm3_rollout_outcome") or {}, facts.get("pm3_rollout_return") or {}
+def _rolled(host: str, facts: t.Mapping[str, t.Any], releases: t.Sequence[str], is_lost: bool) -> Document:
+    outcome, back = (
+        found if found.get("release") in releases else {}
+        for found in (facts.get(f"pm3_rollout_{name}") or {} for name in ("outcome", "return"))
+    )
+    if is_lost and not outcome:
+        outcome = {"error": "failed outside of the rollout, see above"}
     there, then = outcome.get("result") or {}, back.get("result") or {}
     returned = bool(there.get("reverted")) or bool(then.get("changed"))
     errors = [one["error"] for one in (outcome, back) if one.get("error")]

@@ -146,6 +146,8 @@ def test_what_a_host_lacks_is_told(pulling: Pulling) -> None:
     assert "venv is missing on this host" in bare.stdout
     foreseen = pulling.set_up("--check")
     assert foreseen.returncode == 0, foreseen.stdout
+    for task in ("The virtual environment is there", "Ansible is there"):
+        assert re.search(rf"{task}\][ *]+\nchanged:", foreseen.stdout), foreseen.stdout
     units = "/etc/systemd/system/pm3-gitops"
     assert pulling.sh(f"ls -d /var/lib/pm3-gitops {units}.service {units}.timer 2>/dev/null || true") == ""
 
@@ -237,6 +239,46 @@ def test_projects_that_left_the_list_go_and_only_they(pulling: Pulling, tmp_path
     pulling.commit(hosts=re.sub(r"pm3_projects:\n(?: +- .*\n)+", "pm3_projects: []\n", HOSTS))
     assert "pm3_projects is empty" in pulling.run()["message"]
     assert pulling.instances().keys() == {"collector", "byhand"}
+
+
+def test_a_folder_whose_name_systemd_would_take_apart(pulling: Pulling) -> None:
+    folder = "/var/lib/pm3 50% gitops"
+    done = pulling.set_up(pm3_gitops_dir=folder)
+    assert done.returncode == 0, done.stdout
+    until(lambda: pulling.fleet.ssh(HOST, f"test -e '{folder}/status.json'").returncode == 0)
+    assert json.loads(pulling.sh(f"cat '{folder}/status.json'"))["stage"] == "play"
+    pulling.sh(f"rm -r '{folder}'")
+    assert pulling.set_up().returncode == 0
+    pulling.run()
+
+
+def test_an_agent_that_was_started_in_a_run_lives_on(pulling: Pulling) -> None:
+    """One that no service manager keeps is in the service's own cgroup."""
+    play = """
+- name: An agent of its own
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: It runs
+      pm3.fleet.agent:
+        scope: user
+        data_dir: /srv/own
+        service_manager: none
+"""
+    own = f"printf %s {shlex.quote(play)} > own.yml && git add own.yml"
+    pulling.sh(f"cd /srv/pull/fleet && {own}")
+    pulling.commit()
+    try:
+        assert pulling.set_up(pm3_gitops_playbook="own.yml").returncode == 0
+        assert pulling.run()["message"] is None
+        assert "processes" in json.loads(pulling.sh("PM3_DATA_DIR=/srv/own /srv/own/bin/pm3 --json list"))
+    finally:
+        gone = play.replace("service_manager: none", "state: absent\n        purge: true")
+        pulling.sh(f"cd /srv/pull/fleet && printf %s {shlex.quote(gone)} > own.yml && git add own.yml")
+        pulling.commit()
+        pulling.run()
+        assert pulling.set_up().returncode == 0
+        pulling.run()
 
 
 def test_what_nobody_has_signed_who_may_is_not_played(pulling: Pulling) -> None:

@@ -358,13 +358,149 @@ def test_or_goes_back_and_twice_is_once(rollout: Rollout) -> None:
     assert served(FEW) == released("v5", FEW)
 
 
-def test_mistakes_change_nothing(rollout: Rollout) -> None:
+def test_mistakes_change_nothing_not_even_once(rollout: Rollout, tmp_path: Path) -> None:
+    (tmp_path / "faulty.yml").write_text("- name: A module that nobody has\n  no_such_module:\n")
+    (tmp_path / "faulty.toml").write_text("[web]\ncommand = 7\n")
+    once = {"rollout_once_before": f"{rollout.folder}/once.yml"}
+    before = rollout.noted("once")
     for more, said in (
         ({"rollout_on_failure": "explode"}, "value of rollout_on_failure must be one of: revert, pause"),
         ({"rollout_wave": 3}, "rollout_wave. Supported parameters include"),
         ({"rollout_src": f"{rollout.folder}/nothing.toml"}, "nothing.toml"),
+        ({"rollout_src": f"{tmp_path}/faulty.toml"}, "1 mistake in the definitions"),
+        ({"rollout_soak": "long"}, "update_once: soak: expected a time"),
+        ({"rollout_label": ""}, "rollout_label is empty"),
+        ({"rollout_project": " "}, "rollout_project or rollout_label is empty"),
+        ({"rollout_serial": "ten"}, "no sizes of batches"),
+        ({"rollout_serial": 0}, "no sizes of batches"),
+        ({"rollout_serial": [1, "0%"]}, "no sizes of batches"),
+        ({"rollout_back_serial": "1.5%"}, "no sizes of batches"),
+        ({"rollout_gate": f"{tmp_path}/nothing.yml"}, "nothing.yml"),
+        ({"rollout_undrain": f"{tmp_path}/faulty.yml"}, "no_such_module"),
+        ({"rollout_hosts": "wbe"}, "rollout_hosts=wbe matches no host"),
     ):
-        done = rollout("v8", **FEWER, **more)
+        done = rollout("v8", **{**FEWER, **once, **more})
         assert done.returncode != 0, done.stdout
         assert said.replace(" ", "") in "".join(done.stdout.split()), done.stdout
+    assert rollout.noted("once") == before
+    assert rollout.drained() == set()
+    assert served(FEW) == released("v5", FEW)
+
+
+def test_nor_do_mistakes_of_a_rollback(rollout: Rollout, tmp_path: Path) -> None:
+    for more, said in (
+        ({"rollout_wave": 3}, "rollout_wave. Supported parameters include"),
+        ({"rollout_label": ""}, "rollout_label is empty"),
+        ({"rollout_serial": 0}, "no sizes of batches"),
+        ({"rollout_gate": f"{tmp_path}/nothing.yml"}, "nothing.yml"),
+        ({"rollout_gate": "{{ mine }}"}, "'mine' is undefined"),
+        ({"rollout_hosts": "wbe"}, "rollout_hosts=wbe matches no host"),
+    ):
+        done = playbook(rollout.fleet, "pm3.fleet.rollback", *rollout.words("v5", None, **{**FEWER, **more}))
+        assert done.returncode != 0, done.stdout
+        assert said.replace(" ", "") in "".join(done.stdout.split()), done.stdout
+    assert served(FEW) == released("v5", FEW)
+
+
+def test_a_limit_may_leave_some_but_not_nobody(rollout: Rollout) -> None:
+    words = rollout.words("v5", None, **FEWER)
+    done = playbook(rollout.fleet, "pm3.fleet.rollout", *words, "--limit", "app2,app3")
+    assert done.returncode == 0, done.stdout
+    assert rollout.states() == {"app2": "ok", "app3": "ok"}
+    done = playbook(rollout.fleet, "pm3.fleet.rollout", *words, "--limit", "app9")
+    assert done.returncode != 0, done.stdout
+    assert "matches no host that --limit leaves" in done.stdout
+
+
+def test_what_is_to_happen_once_finds_a_host_that_is_there(rollout: Rollout, gone: Callable[[str], Path]) -> None:
+    """Its tasks run on the host, unlike those of the other files."""
+    where = "/tmp/pm3-once"
+    text = [{"name": "It is noted", "ansible.builtin.raw": f"echo yes >> {where}", "changed_when": True}]
+    (rollout.folder / "migrate.yml").write_text(json.dumps(text))
+    more = {"rollout_once_before": f"{rollout.folder}/migrate.yml", "rollout_max_fail_percentage": 25}
+    hosts = {"rollout_hosts": ",".join(FEW), "rollout_serial": [4]}
+    done = rollout("v5", gone("app1"), **hosts, **more)
+    assert done.returncode == 2, done.stdout
+    assert rollout.states() == {**released("ok", FEW), "app1": "unreachable"}
+    noted = {host: rollout.fleet.ssh(host, f"cat {where}; rm -f {where}").stdout for host in FEW}
+    assert sorted(noted.values()) == ["", "", "", "yes\n"]
+    assert noted["app1"] == ""
+
+
+def with_variables(path: Path, **hosts: dict[str, Any]) -> Path:
+    """An inventory that gives hosts variables."""
+    path.write_text(json.dumps({"all": {"hosts": hosts}}))
+    return path
+
+
+def test_a_variable_that_one_host_lacks_is_found_before_anything_begins(rollout: Rollout, tmp_path: Path) -> None:
+    for value in ({"rollout_patience": "{{ mine }}"}, {"rollout_gate": "{{ mine }}"}, {"rollout_chdir": "{{ mine }}"}):
+        inventory = with_variables(tmp_path / "mine.yml", **{host: {"mine": "5"} for host in FEW if host != "app3"})
+        done = rollout("v8", inventory, **FEWER, **value)
+        assert done.returncode == 2, done.stdout
+        assert "'mine' is undefined" in done.stdout
+    inventory = with_variables(
+        tmp_path / "mine.yml", **{host: {"mine": "long" if host == "app3" else "5"} for host in FEW}
+    )
+    done = rollout("v8", inventory, rollout_patience="{{ mine }}", **FEWER)
+    assert done.returncode == 2, done.stdout
+    assert "unable to convert to int" in done.stdout
+    assert served(FEW) == released("v5", FEW)
+    assert rollout.drained() == set()
+
+
+def test_plays_of_ones_own_count_a_host_that_drops_out(rollout: Rollout, tmp_path: Path) -> None:
+    """The three plays of the role's README, with batches of two; the argument check of the role fails on one host of the second."""
+    common = {
+        "pm3_rollout_project": "shop",
+        "pm3_rollout_label": "v8",
+        "rollout_label": "v8",
+        "pm3_rollout_src": f"{rollout.folder}/pm3.toml",
+        "pm3_rollout_template": True,
+        "pm3_rollout_patience": "{{ 'long' if inventory_hostname == 'app3' else 5 }}",
+        "pm3_rollout_report": f"{rollout.folder}/report.json",
+    }
+
+    def part(entry: str, **more: Any) -> dict[str, Any]:
+        return {"ansible.builtin.include_role": {"name": "pm3.fleet.rollout", "tasks_from": entry}, **more}
+
+    play = {"hosts": ",".join(FEW), "gather_facts": False, "order": "sorted", "become": True, "vars": common}
+    away = {"ignore_unreachable": True}
+    stopped = "map(attribute='pm3_rollout_stopped', default=false) | select | length > 0"
+    end = {"ansible.builtin.meta": "end_play", "when": "pm3_rollout_stopped"}
+    plays = [
+        {**play, **away, "serial": 2, "tasks": [part("main"), end]},
+        {
+            **play,
+            **away,
+            "serial": "25%",
+            "tasks": [part("revert", when=f"ansible_play_hosts | map('extract', hostvars) | {stopped}")],
+        },
+        {**play, "tasks": [part("report")]},
+    ]
+    (tmp_path / "own.yml").write_text(json.dumps(plays))
+    done = playbook(rollout.fleet, f"{tmp_path}/own.yml")
+    assert done.returncode == 2, done.stdout
+    assert rollout.states() == {"app1": "went back", "app2": "went back", "app3": "failed", "app7": "went back"}
+    assert rollout.report()["ok"] is False
+    assert served(FEW) == released("v5", FEW)
+
+
+def test_the_second_rollout_of_a_run_is_not_the_first(rollout: Rollout, play: Play, tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text('[first]\ncommand = "false"\n')
+    first = {"rollout_project": "first", "rollout_src": f"{tmp_path}/first.toml", "rollout_label": "v1"}
+    second = {"rollout_project": "shop", "rollout_src": f"{rollout.folder}/pm3.toml", "rollout_label": "v8"}
+    both = [{"ansible.builtin.import_playbook": "pm3.fleet.rollout", "vars": one} for one in (first, second)]
+    (tmp_path / "both.yml").write_text(json.dumps(both))
+    common = {key: value for key, value in {**rollout.common, **FEWER}.items() if key not in second}
+    done = playbook(rollout.fleet, f"{tmp_path}/both.yml", "-e", json.dumps(common))
+    assert done.returncode == 2, done.stdout
+    # The host on which the first one failed takes no part in the rest of the run.
+    assert served(FEW) == {**released("v8", FEW), "app1": "v5"}
+    assert rollout.states() == {**released("released", FEW), "app1": "failed"}
+    assert rollout.report()["stopped"] is False
+    assert rollout.report()["ok"] is False
+    assert play([{"pm3.fleet.processes": {"project": "first", "state": "absent"}}], hosts=",".join(FEW)).status == 0
+    done = playbook(rollout.fleet, "pm3.fleet.rollback", *rollout.words("v8", None, **FEWER))
+    assert done.returncode == 0, done.stdout
     assert served(FEW) == released("v5", FEW)

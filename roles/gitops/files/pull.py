@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ BIN = os.path.join(FOLDER, "venv", "bin")
 REPOSITORY = os.path.join(FOLDER, "repository")
 COLLECTIONS = os.path.join(FOLDER, "collections")
 OUTCOME = os.path.join(FOLDER, "outcome.json")
+VARIABLES = os.path.join(FOLDER, "variables.json")
 STATUS = os.path.join(FOLDER, "status.json")
 
 
@@ -42,8 +44,51 @@ def run(words: list[str], environment: dict[str, str], **options: Any) -> str:
 
 
 def git(environment: dict[str, str], *words: str) -> str:
-    # The repository may be a folder of somebody else's, and nobody is there to be asked for a password.
-    return run(["git", "-c", "safe.directory=*", "-C", REPOSITORY, *words], {**environment, "GIT_TERMINAL_PROMPT": "0"})
+    # The repository may be a folder of somebody else's, and nobody is there to be asked for a password. Without a ceiling a broken
+    # repository would be taken for a folder in another one around it.
+    alone = {"GIT_TERMINAL_PROMPT": "0", "GIT_CEILING_DIRECTORIES": FOLDER}
+    return run(["git", "-c", "safe.directory=*", "-C", REPOSITORY, *words], {**environment, **alone})
+
+
+def check_out(settings: dict[str, Any], environment: dict[str, str], document: dict[str, Any]) -> str:
+    """Gives the commit that the wanted version is now, checked out. What is there already is only a cache, which a loss of power may have
+    broken: it is made anew then."""
+    unlock()
+    try:
+        return checked_out(settings, environment, document)
+    except Failure:
+        if is_whole(environment):
+            raise
+    shutil.rmtree(REPOSITORY)
+    return checked_out(settings, environment, document)
+
+
+def checked_out(settings: dict[str, Any], environment: dict[str, str], document: dict[str, Any]) -> str:
+    document.update(commit=None, stage="fetch")
+    commit = fetch(settings, environment)
+    document.update(commit=commit, stage="verify")
+    if settings["signers"] or settings["gpg_keys"]:
+        verify(settings, environment, commit)
+    git(environment, "checkout", "--quiet", "--force", "--detach", commit)
+    git(environment, "clean", "-ffdxq")
+    return commit
+
+
+def unlock() -> None:
+    """Locks of git that a run has left which was killed: they would stop every run from then on. There is no other run now."""
+    for folder, _folders, names in os.walk(os.path.join(REPOSITORY, ".git")):
+        for name in names:
+            if name.endswith(".lock"):
+                os.unlink(os.path.join(folder, name))
+
+
+def is_whole(environment: dict[str, str]) -> bool:
+    try:
+        git(environment, "rev-parse", "--git-dir")
+        git(environment, "fsck", "--no-progress", "--no-dangling")
+    except Failure:
+        return False
+    return True
 
 
 def fetch(settings: dict[str, Any], environment: dict[str, str]) -> str:
@@ -98,11 +143,19 @@ def play(settings: dict[str, Any], environment: dict[str, str], commit: str) -> 
     name = str(settings["hostname"])
     words = [os.path.join(BIN, "ansible-playbook"), "--connection", "local", "--limit", name]
     words += ["--inventory", str(settings["inventory"]) or f"{name},"]
-    words += ["--extra-vars", json.dumps({"pm3_commit": commit[:12], **settings["variables"]})]
+    words += ["--extra-vars", f"@{VARIABLES}", str(settings["playbook"])]
     # Errors go through a file, because a pipe would stay open as long as anything that the play has started.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        words.append(str(settings["playbook"]))
-        code = subprocess.run(words, env=environment, cwd=REPOSITORY, stderr=errors, check=False).returncode
+        try:
+            keep(VARIABLES, {"pm3_commit": commit[:12], **settings["variables"]})
+            with subprocess.Popen(words, env=environment, cwd=REPOSITORY, stderr=errors) as playing:
+                try:
+                    code = playing.wait()
+                except SystemExit:
+                    playing.terminate()
+                    raise
+        finally:
+            remove(VARIABLES)
         errors.seek(0)
         told = errors.read()
     sys.stderr.write(told)
@@ -128,11 +181,30 @@ def status() -> dict[str, Any]:
         return {}
 
 
+def keep(path: str, document: dict[str, Any]) -> None:
+    """Writes a file that only its owner can read: command lines, which everybody can, are no place for secrets."""
+    remove(path)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(document, file)
+
+
+def remove(path: str) -> None:
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
 def write(document: dict[str, Any]) -> None:
-    with open(STATUS + ".new", "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
-        file.write("\n")
-    os.replace(STATUS + ".new", STATUS)
+    """Raises `OSError`, and leaves no status then: that of an earlier run would be taken for this one's."""
+    new = STATUS + ".new"
+    try:
+        with open(new, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.write("\n")
+        os.replace(new, STATUS)
+    except OSError:
+        remove(STATUS)
+        remove(new)
+        raise
 
 
 def environment_of(settings: dict[str, Any]) -> dict[str, str]:
@@ -150,14 +222,21 @@ def environment_of(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> int:
+    # What a play has started is left alone when the service is stopped (KillMode=process); what plays it is not, it goes with this here.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     with open(os.path.join(FOLDER, "lock"), "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with open(os.path.join(FOLDER, "settings.json"), encoding="utf-8") as file:
             document = converge(json.load(file))
-        write(document)
-    commit = f": commit {document['commit'][:12]}" if document["commit"] else ""
-    why = f": {document['message']}" if document["message"] else ""
-    sys.stdout.write(f"{document['outcome']}{commit}{why}\n")
+        commit = f": commit {document['commit'][:12]}" if document["commit"] else ""
+        why = f": {document['message']}" if document["message"] else ""
+        sys.stdout.write(f"{document['outcome']}{commit}{why}\n")
+        sys.stdout.flush()
+        try:
+            write(document)
+        except OSError as error:
+            sys.stdout.write(f"failed: the status cannot be written: {error}\n")
+            return 1
     return 1 if document["outcome"] == "failed" else 0
 
 
@@ -168,14 +247,8 @@ def converge(settings: dict[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = {"at": at, "commit": None, "stage": "fetch", "message": None}
     environment = environment_of(settings)
     try:
-        if os.path.exists(OUTCOME):
-            os.unlink(OUTCOME)
-        commit = fetch(settings, environment)
-        document.update(commit=commit, stage="verify")
-        if settings["signers"] or settings["gpg_keys"]:
-            verify(settings, environment, commit)
-        git(environment, "checkout", "--quiet", "--force", "--detach", commit)
-        git(environment, "clean", "-ffdxq")
+        remove(OUTCOME)
+        commit = check_out(settings, environment, document)
         document.update(stage="collections")
         install(settings, environment)
         document.update(stage="play")

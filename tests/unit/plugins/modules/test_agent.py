@@ -57,6 +57,34 @@ def test_absent_where_nothing_is(tmp_path: Path, run: Any) -> None:
     assert (result["changed"], result["actions"]) == (False, [])
 
 
+def test_purge_takes_nothing_where_no_agent_ever_was(tmp_path: Path, run: Any) -> None:
+    for name in ("logs/access.log", "run/app.pid", "lock", "agent.log"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("gold")
+    before = sorted(tmp_path.rglob("*"))
+    result = run(agent_module.main, **options(tmp_path / "data", state="absent", purge=True))
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_purge_takes_what_is_the_agents_and_only_once(tmp_path: Path, run: Any, warned: list[str]) -> None:
+    data = tmp_path / "data"
+    ours = ("web-out.log", "web-err.log.1", "web:0-out.log.2.gz", "web-out.log.3.gz.tmp", ".index/web-out.log")
+    own = ("store.sqlite", "lock", *(f"logs/{name}" for name in ours), "run/12.out", "run/12.err", "run/upgrade.log")
+    foreign = ("logs/access.log", "logs/web-out.log.old", "run/app.pid", "precious")
+    for name in (*own, *foreign):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text("gold")
+    result = run(agent_module.main, **options(data, state="absent", purge=True))
+    assert result["actions"] == [f"removed {data}"]
+    assert sorted(str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()) == sorted(foreign)
+    assert "somebody else's files are in it: logs, precious, run" in warned[0]
+    for check in (True, False):
+        result = run(agent_module.main, check=check, **options(data, state="absent", purge=True))
+        assert (result["changed"], result["actions"]) == (False, [])
+
+
 def test_absent_refuses_while_instances_run(agent: Any, run: Any) -> None:
     agent.answers["hello"] = {**agent.answers["hello"], "instances": {"total": 3, "running": 2}}
     for check in (False, True):

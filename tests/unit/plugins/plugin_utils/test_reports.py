@@ -218,6 +218,14 @@ def test_results_of_a_loop_and_hosts_that_gave_no_answer() -> None:
     assert document["report"][0] == "app2: unreachable: Failed to connect:"
 
 
+def test_a_host_that_gave_no_answer_is_none_without_drift() -> None:
+    well = {"results": [{"project": "shop", "instances": [row("web")]}]}
+    raised = {"failed": True, "msg": "'mine' is undefined"}
+    document = _reports.drift({"app1": well, "app2": raised, "app3": {"results": [raised, raised]}, "app4": {}})
+    assert {one["host"] for one in document["failed"]} == {"app2", "app3", "app4"}
+    assert document["report"][-1] == "no drift on 1 of 4 hosts"
+
+
 # Rollouts
 
 
@@ -230,6 +238,7 @@ def applied(before: str, after: str, *rows: dict[str, Any], **fields: Any) -> di
 
 def outcome(result: dict[str, Any], error: str = "", **fields: Any) -> dict[str, Any]:
     made = {"result": result, "error": error, "unreachable": False, "leave": False, "drained": False, "seconds": 1.5}
+    made["release"] = "shop to 42"
     return {"pm3_rollout_outcome": {**made, **fields}, "pm3_rollout_stopped": bool(error)}
 
 
@@ -250,8 +259,13 @@ def test_a_rollout_that_went_well() -> None:
 def test_a_rollout_that_went_back() -> None:
     """One is at fault, one went back with it, one was never reached, one cannot be; and one is left drained."""
     failed = {**row("web:0", "failed", "exited with code 3"), "log_tail": ["out of cheese"]}
-    back = {"error": "", "unreachable": False, "result": applied("42", "41", row("web:0", "rolled"))}
-    nothing = {"error": "", "unreachable": False, "result": applied("41", "41", row("web:0"))}
+    back = {
+        "release": "shop to 42",
+        "error": "",
+        "unreachable": False,
+        "result": applied("42", "41", row("web:0", "rolled")),
+    }
+    nothing = {"release": "shop to 42", "error": "", "unreachable": False, "result": applied("41", "41", row("web:0"))}
     document = _reports.rollout(
         {
             "app1": {**outcome(applied("41", "42", row("web:0", "rolled"))), "pm3_rollout_return": back},
@@ -288,6 +302,35 @@ def test_a_rollout_that_went_back() -> None:
 
 
 def test_a_rollback_and_no_hosts() -> None:
-    left = outcome(applied("42", "41", row("web", "rolled")), leave=True)
+    left = outcome(applied("42", "41", row("web", "rolled")), leave=True, release="shop from 42")
     assert _reports.rollout({"app1": left}, "shop", "42")["report"][-1] == "release 42 of shop: done: 1 went back"
     assert _reports.rollout({}, "shop", "42")["report"] == ["release 42 of shop: done: no hosts"]
+
+
+def test_who_was_not_reached_or_has_dropped_out_is_no_success() -> None:
+    well = outcome(applied("41", "42", row("web", "rolled")))
+    document = _reports.rollout({"app1": well, "app2": {}}, "shop", "42")
+    assert [one["state"] for one in document["hosts"]] == ["released", "not reached"]
+    assert not document["ok"]
+    document = _reports.rollout({"app1": well, "app2": {}}, "shop", "42", ["app2"])
+    assert not document["ok"]
+    assert document["report"][-2:] == [
+        "app2: failed outside of the rollout, see above",
+        "release 42 of shop: done, with failures: 1 released, 1 failed",
+    ]
+
+
+def test_what_an_earlier_rollout_has_left_is_none_of_this_one() -> None:
+    earlier = outcome({}, "web exited with code 3", release="mail to 7")
+    back = {
+        "release": "mail to 7",
+        "error": "",
+        "unreachable": False,
+        "result": applied("7", "6", row("web", "rolled")),
+    }
+    document = _reports.rollout({"app1": {**earlier, "pm3_rollout_return": back}}, "shop", "42", ["app1"])
+    assert not document["stopped"]
+    assert document["report"][-2:] == [
+        "app1: failed outside of the rollout, see above",
+        "release 42 of shop: done, with failures: 1 failed",
+    ]
