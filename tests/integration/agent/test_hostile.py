@@ -220,6 +220,7 @@ def values(kind: str, field: str) -> st.SearchStrategy[Any]:
     spec = messages.REQUESTS[kind][field]
     fitting: dict[str, st.SearchStrategy[Any]] = {
         messages.TEXT: st.sampled_from([*(spec.choices or ODD_TEXTS)]),
+        messages.NAME: st.sampled_from(ODD_TEXTS),
         messages.PATH: st.sampled_from(ODD_TEXTS),
         messages.TEXTS: st.lists(st.sampled_from(ODD_TEXTS), max_size=3),
         messages.FLAG: st.booleans(),
