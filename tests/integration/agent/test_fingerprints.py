@@ -190,7 +190,7 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     os.makedirs(os.fsencode(tmp_path) + b"/\xff")
     host = Host(tmp_path, "**")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff/\xfe\n")).touch()
-    assert host.reason() == f"{tmp_path}/\\udcff/\\udcfe\\n is new"
+    assert host.reason() == f"{tmp_path}/\\xff/\\xfe\\n is new"
 
 
 # Changes

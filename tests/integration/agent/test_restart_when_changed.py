@@ -135,7 +135,7 @@ def test_a_name_that_is_no_utf_8(agent: Agent) -> None:
     definitions = web("*.conf")
     agent.apply(definitions)
     Path(os.fsdecode(os.fsencode(agent.folder) + b"/\xff\n.conf")).touch()
-    rolls(agent, definitions, {"web": f"{agent.folder}/\\udcff\\n.conf is new"})
+    rolls(agent, definitions, {"web": f"{agent.folder}/\\xff\\n.conf is new"})
     agent.crash()
     is_ok(agent, definitions)
 
