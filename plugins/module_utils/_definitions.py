@@ -16,8 +16,10 @@ from ._place import Document, Place
 from ._processes import Unusable, nothing
 
 
-def from_host(path: str, chdir: str | None, overlay: str | None, place: Place) -> Document:
-    """The fields of a request that come from a pm3.toml on this host. Raises `Unusable`."""
+def from_host(path: str, chdir: str | None, overlay: str | None, prune: bool, place: Place) -> Document:
+    """The fields of a request that come from a pm3.toml on this host. Raises `Unusable`.
+
+    Unless what it does not define is pruned, only the agent knows what else there is that it may depend on."""
     sys.path.append(place.current)  # libraries have travelled there with the agent
     from .pm3.formats import pm3_toml
     from .pm3.model.problems import DefinitionError
@@ -25,7 +27,7 @@ def from_host(path: str, chdir: str | None, overlay: str | None, place: Place) -
     base = chdir or os.path.dirname(os.path.abspath(path))
     try:
         text = pm3_toml.read(path)
-        pm3_toml.load(text, path, base, overlay)
+        pm3_toml.load(text, path, base, overlay, () if prune else None)
         return {"definitions": pm3_toml.parse(text, path), "base": base, "file": path}
     except DefinitionError as error:
         raise Unusable(as_documents(error)) from None

@@ -169,7 +169,8 @@ def _answer(module: AnsibleModule, place: Place) -> Document:
     if params["remote_src"]:
         from . import _definitions
 
-        request.update(_definitions.from_host(params["remote_src"], params["chdir"], params["overlay"], place))
+        asked = (params["remote_src"], params["chdir"], params["overlay"], params["prune"])
+        request.update(_definitions.from_host(*asked, place))
     try:
         return place.ask(request)
     except Unanswered as error:

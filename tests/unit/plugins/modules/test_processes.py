@@ -200,6 +200,13 @@ def test_definitions_on_the_host(agent: Any, run: Any, tmp_path: Path) -> None:
     assert agent.asked[0]["base"] == str(tmp_path)
     assert agent.asked[0]["file"] == str(file)
 
+    # Of a part of a project only the agent knows what else there is.
+    file.write_text('[web]\ncommand = "web"\ndepends_on = ["db"]\n')
+    result = run(processes.main, **options(agent.data_dir, remote_src=str(file)))
+    assert [problem["field"] for problem in result["problems"]] == ["depends_on"]
+    run(processes.main, **options(agent.data_dir, remote_src=str(file), prune=False))
+    assert agent.asked.pop()["definitions"]["web"]["depends_on"] == ["db"]
+
     file.write_text('[web]\ncomand = "web"\n')
     result = run(processes.main, **options(agent.data_dir, remote_src=str(file)))
     assert {problem["field"] for problem in result["problems"]} == {"command", "comand"}
