@@ -157,8 +157,10 @@ def _drift_lines(document: Document) -> list[str]:
         )
     hosts = len({one["host"] for one in document["drifted"]})
     count = len(document["drifted"])
-    asked = _counted(document["hosts"], "host")
-    closing = f"drift: {_counted(count, 'instance')} on {hosts} of {asked}" if count else f"no drift on {asked}"
+    silent = {one["host"] for one in (*document["failed"], *document["unreachable"])}
+    answered, asked = document["hosts"] - len(silent), _counted(document["hosts"], "host")
+    known = f"{answered} of {asked}" if silent else asked
+    closing = f"drift: {_counted(count, 'instance')} on {hosts} of {asked}" if count else f"no drift on {known}"
     return [*silence(document), *table(rows), closing]
 
 

@@ -106,3 +106,30 @@ def test_hosts_that_do_not_answer(many: Fleet, run: Run, tmp_path: Path) -> None
         assert "<b>app4</b> is unreachable" in page
     finally:
         assert many.ssh("app6", "systemctl start pm3").returncode == 0
+
+
+def test_a_report_is_there_whatever_went_wrong(run: Run, tmp_path: Path) -> None:
+    """Definitions that cannot be read, and a variable that one host lacks: told, never taken for no drift."""
+    report = ("-e", f"drift_json={tmp_path}/drift.json")
+    found = run("drift", *report, "-e", f"pm3_src={tmp_path}/nothing.toml")
+    assert found.returncode == 2, found.stdout
+    told = json.loads((tmp_path / "drift.json").read_text())
+    assert [one["host"] for one in told["failed"]] == list(MANY)
+    assert "no drift on 0 of 10 hosts" in found.stdout
+    (tmp_path / "pm3.toml").write_text(SHOP)
+    hosts = {host: {"source": f"{tmp_path}/pm3.toml"} for host in MANY if host != "app2"}
+    (tmp_path / "source.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    found = run("drift", *report, "-i", str(tmp_path / "source.yml"), "-e", "pm3_src={{source}}")
+    assert found.returncode == 2, found.stdout
+    told = json.loads((tmp_path / "drift.json").read_text())
+    assert [one["host"] for one in told["failed"]] == ["app2"]
+    assert "'source' is undefined" in told["failed"][0]["message"]
+    assert "no drift on 9 of 10 hosts" in found.stdout
+
+
+def test_a_pattern_that_matches_no_host_is_a_mistake(run: Run) -> None:
+    for name in ("site", "drift", "status"):
+        for wrong in (("-e", "pm3_hosts=wbe"), ("--limit", "app2", "-e", "pm3_hosts=app1")):
+            done = run(name, *wrong)
+            assert done.returncode != 0, done.stdout
+            assert "matches no host" in done.stdout

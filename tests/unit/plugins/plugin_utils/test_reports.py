@@ -218,6 +218,14 @@ def test_results_of_a_loop_and_hosts_that_gave_no_answer() -> None:
     assert document["report"][0] == "app2: unreachable: Failed to connect:"
 
 
+def test_a_host_that_gave_no_answer_is_none_without_drift() -> None:
+    well = {"results": [{"project": "shop", "instances": [row("web")]}]}
+    raised = {"failed": True, "msg": "'mine' is undefined"}
+    document = _reports.drift({"app1": well, "app2": raised, "app3": {"results": [raised, raised]}, "app4": {}})
+    assert {one["host"] for one in document["failed"]} == {"app2", "app3", "app4"}
+    assert document["report"][-1] == "no drift on 1 of 4 hosts"
+
+
 # Rollouts
 
 
