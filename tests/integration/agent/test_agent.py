@@ -644,6 +644,20 @@ def test_info_and_log(agent: Agent) -> None:
     assert "hush" not in shown
 
 
+def test_a_secret_in_another_text_is_shown_nowhere(agent: Agent) -> None:
+    secret = {"env": {"URL": "a-hunter2-b"}, "secrets": {"TOKEN": "hunter2"}, "pre_start": "test hunter2"}
+    made = agent.apply({"web": {"command": "sh -c 'exec sleep 1000 # hunter2'", **secret}})
+    changed = agent.apply({"web": {"command": "sh -c 'exec sleep 2000 # hunter2'", **secret}})
+    assert [one["field"] for one in changed["instances"][0]["changes"]] == ["command"]
+    found = agent.ask("snapshot")["definitions"]["shop"]["web"]
+    assert (found["env"], found["secrets"]) == ({"URL": "a-********-b"}, {"TOKEN": "********"})
+    assert found["command"] == "sh -c 'exec sleep 2000 # ********'"
+    info = agent.pm3("info", "web").stdout + agent.pm3("--json", "info", "web").stdout
+    assert "exec sleep 2000 # ********" in info
+    for shown in (json.dumps([made, changed, found]), info):
+        assert "hunter2" not in shown
+
+
 def test_log_follows_across_a_restart_and_ends_with_its_reader(agent: Agent) -> None:
     agent.apply({"talk": {"command": "sh -c 'echo I am $$; sleep 1000'"}})
     first = agent.pids()["talk"]

@@ -12,7 +12,7 @@ from typing import Any
 from ..model import placeholders, rows
 from ..model.definition import FIELDS, Definition
 from ..model.life import Phase
-from ..model.plan import MASK, Change
+from ..model.plan import MASK, Change, Secrets
 from . import accounts
 from .instance import Instance
 from .store import Revision
@@ -50,17 +50,18 @@ def detail(supervisor: Supervisor, instance: Instance, used: Used | None) -> Doc
     definition = instance.definition
     out, err = supervisor.logs(instance)
     env = {key: _filled(value, instance) for key, value in definition.env.items()}
+    covered = Secrets(definition).covered
     shown = {
         **process(supervisor, instance, used),
-        "command": definition.command,
+        "command": covered(definition.command),
         "cwd": definition.cwd,
         "user": definition.user,
-        "env": {**env, **dict.fromkeys(definition.secrets, MASK)} or None,
+        "env": {**covered(env), **dict.fromkeys(definition.secrets, MASK)} or None,
         "stdout_log": out.path,
         "stderr_log": err.path,
-        "readiness_check": _filled(definition.readiness_check, instance),
+        "readiness_check": covered(_filled(definition.readiness_check, instance)),
         "readiness_timeout": definition.readiness_timeout if definition.readiness_check else None,
-        "health_check": _filled(definition.health_check, instance),
+        "health_check": covered(_filled(definition.health_check, instance)),
         "depends_on": list(definition.depends_on) or None,
         "exit_code": instance.life.end.code if instance.life.end is not None else None,
         "max_memory": definition.max_memory,
@@ -105,12 +106,12 @@ def snapshot(supervisor: Supervisor, instance: Instance, used: Used | None, log_
 
 
 def masked(definition: Definition) -> Document:
-    """A definition's data without its secrets."""
-    data = definition.data()
-    for row in FIELDS.values():
-        if row.masked and row.name in data:
-            data[row.name] = dict.fromkeys(data[row.name], MASK)
-    return data
+    """A definition's data without its secrets, also where another text has one in it."""
+    data, secret = definition.data(), Secrets(definition)
+    return {
+        name: dict.fromkeys(value, MASK) if FIELDS[name].masked else secret.covered(value)
+        for name, value in data.items()
+    }
 
 
 def revision(one: Revision) -> Document:

@@ -70,7 +70,7 @@ def _lines(
                 shown = f"{MASK} (changed)" if changed else secret.masked(row, key, text)
                 lines.append(f"{name}.{key} = {said(shown)}")
         elif row.effect is not Effect.INSTANCES:
-            lines.append(f"{name} = {said(value)}")
+            lines.append(f"{name} = {said(secret.covered(value))}")
     if definition.instance_ids is None:
         lines.append(f"instances = {len(instances)}")
     else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -228,7 +228,7 @@ def differences(before: Definition, after: Definition) -> tuple[FieldChange, ...
                     one, other = secret.masked(row, key, one), secret.masked(row, key, other)
                     found.append(FieldChange(f"{row.name}.{key}", one, other, row.effect))
         else:
-            found.append(FieldChange(row.name, _plain(old), _plain(new), row.effect))
+            found.append(FieldChange(row.name, secret.covered(old), secret.covered(new), row.effect))
     return tuple(found)
 
 
@@ -243,9 +243,27 @@ class Secrets:
     def masked(self, row: Field, key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: self.masked(row, name, one) for name, one in value.items()}
-        if value is not None and (row.masked or key in self._names or value in self._values):
+        if value is not None and (row.masked or key in self._names):
             return MASK
+        return self.covered(value)
+
+    def covered(self, value: Any) -> Any:
+        """A value as plain data; no text in it says a secret, not even as part of another text."""
+        if isinstance(value, str):
+            return masked(value, self._values)
+        if isinstance(value, (list, tuple)):
+            return [self.covered(one) for one in value]
+        if isinstance(value, Mapping):
+            return {key: self.covered(one) for key, one in value.items()}
         return value
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """`text` with the exact value of every secret covered. An empty secret has nothing to cover."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if secret:
+            text = text.replace(secret, MASK)
+    return text
 
 
 def _process_rows(
@@ -413,10 +431,6 @@ def _check_owners(project: str | None, desired: Mapping[str, Definition], actual
             )
             for name in sorted(owners)
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def said(value: Any) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .plan import MASK, Action, Change, FieldChange, said
+from .plan import Action, Change, FieldChange, said
+from .plan import masked as masked
 from .screen import columns_of, one_line, padded
 
 Row = dict[str, Any]
@@ -47,14 +48,6 @@ def row(
 def failed(made: Row, reason: str, log_tail: Sequence[str] = ()) -> Row:
     """The row of a change that did not succeed. `changed` stays: something was touched."""
     return {**made, "action": Action.FAILED.value, "reason": reason, "log_tail": list(log_tail)}
-
-
-def masked(text: str, secrets: Iterable[str]) -> str:
-    """`text` with the exact value of every secret covered. An empty secret has nothing to cover."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if secret:
-            text = text.replace(secret, MASK)
-    return text
 
 
 def skipped(made: Row, reason: str) -> Row:

@@ -70,6 +70,17 @@ def test_what_becomes_a_secret_is_not_shown_as_it_leaves_env() -> None:
     assert "hunter2" not in str(made)
 
 
+def test_a_secret_in_another_text_is_covered_there() -> None:
+    (made,) = between(
+        {"web": {"command": "run hunter2", "env": {"URL": "db://ada:hunter2@db"}}},
+        {"web": {"command": "run it hunter2", "env": {"URL": "db://eve:hunter2@db"}, "secrets": {"T": "hunter2"}}},
+    )
+    assert 'command = "run ********"\n' in made["before"]
+    assert 'env.URL = "db://ada:********@db"\n' in made["before"]
+    assert 'command = "run it ********"\n' in made["after"]
+    assert "hunter2" not in str(made)
+
+
 def test_a_file_that_changed_is_shown_where_the_definition_is_the_same() -> None:
     definitions = load({"web": {"command": "run"}})
     made = plan("shop", definitions, [], cpus=4).rows[0]

@@ -580,6 +580,16 @@ def test_a_secret_that_changes_is_seen_and_not_shown() -> None:
     assert made.rows[0].changes == (FieldChange("secrets.TOKEN", MASK, MASK, Effect.RESTART),)
 
 
+def test_a_secret_in_another_text_is_covered_there() -> None:
+    before = web(command="sh -c 'echo hunter2'", watch_ignore=["hunter2.log"], secrets={"TOKEN": "hunter2"})
+    after = web(command="sh -c 'say hunter2'", env={"URL": "a-hunter2-b"}, secrets={"TOKEN": "hunter2"})
+    assert {(one.field, str(one.before), str(one.after)) for one in differences(before["web"], after["web"])} == {
+        ("command", "sh -c 'echo ********'", "sh -c 'say ********'"),
+        ("env.URL", "None", "a-********-b"),
+        ("watch_ignore", "['********.log']", "[]"),
+    }
+
+
 def test_what_becomes_a_secret_is_not_shown_as_it_leaves_env() -> None:
     changes = differences(
         web(env={"TOKEN": "hunter1", "COPY": "hunter2"})["web"], web(secrets={"TOKEN": "hunter2"})["web"]
