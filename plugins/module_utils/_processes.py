@@ -110,6 +110,10 @@ def end(module: AnsibleModule, ask: t.Callable[[Place], Document]) -> None:
     """Ends the module with what `ask` gives: the agent's answer, or {} where nothing was to be done."""
     place = Place(module.params["scope"], module.params["data_dir"])
     result = nothing(module.params["project"])
+    if not module.params["project"].strip():
+        module.fail_json(
+            msg="project is empty, as from a variable that was never set; expected the name of a project", **result
+        )
     try:
         answer = ask(place)
     except Unusable as error:

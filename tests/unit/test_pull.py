@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +138,24 @@ def test_no_status_of_an_earlier_run_stays_where_none_can_be_written(host: Host)
     assert not (host.folder / "status.json").exists()
     host.run()
     assert host.status()["outcome"] == "failed"
+
+
+def test_a_run_that_is_stopped_takes_its_play_with_it(host: Host) -> None:
+    """The service's KillMode leaves to it what it has started."""
+    told = host.folder / "told"
+    os.mkfifo(told)
+    waits = (
+        PLAY.split("    - name")[0]
+        + f"    - name: It waits\n      ansible.builtin.raw: echo $PPID > {told}; sleep 1000\n"
+    )
+    (host.source / "local.yml").write_text(waits)
+    host.commit()
+    words = [sys.executable, str(host.folder / "pull.py")]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
+        pid = int(told.read_text())
+        playing = os.pidfd_open(pid)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 1
+    assert select.select([playing], [], [], 60)[0], "what plays it has ended"
+    os.close(playing)
+    assert not (host.folder / "variables.json").exists()

@@ -34,6 +34,13 @@ def test_a_definition_is_sent_once_and_prunes_nothing(agent: Any, run: Any) -> N
     assert set(result) - {"invocation"} == KEYS
 
 
+def test_a_project_without_a_name_is_refused(agent: Any, run: Any) -> None:
+    result = run(process.main, **options(agent.data_dir, command="sleep 9", project=""))
+    assert result["failed"]
+    assert "project is empty" in result["msg"]
+    assert agent.asked == []
+
+
 def test_several_names_have_one_definition(agent: Any, run: Any) -> None:
     agent.answers["plan"] = DONE
     result = run(process.main, check=True, diff=True, **options(agent.data_dir, name=["a", "b"], command="x"))

@@ -62,6 +62,15 @@ def test_asks_once_and_hands_the_answer_on(agent: Any, run: Any) -> None:
     assert result["report"] == ["web  rolled"]
 
 
+@pytest.mark.parametrize("project", ["", " "])
+def test_a_project_without_a_name_is_refused(agent: Any, run: Any, project: str) -> None:
+    result = run(processes.main, **{**options(agent.data_dir, definitions=SLEEP), "project": project})
+    assert result["failed"]
+    assert "project is empty" in result["msg"]
+    assert set(result) >= KEYS
+    assert agent.asked == []
+
+
 def test_check_mode_asks_for_the_plan(agent: Any, run: Any) -> None:
     agent.answers["plan"] = RESULT
     result = run(processes.main, check=True, diff=True, **options(agent.data_dir, definitions=SLEEP))
