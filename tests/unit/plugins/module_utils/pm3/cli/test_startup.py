@@ -103,6 +103,6 @@ def test_what_a_unit_says_is_read_back(data_dir: str) -> None:
     program = ["/opt/my python/$HOME/python3", "-I", f"{data_dir}/main.py"]
     files = units.files("user", data_dir, program, units.environment("user", data_dir))
     assert [os.path.basename(file.path) for file in files] == ["pm3-cells.service", "pm3.service", "managed"]
-    assert units.environment_of(files[1].text) == {"PM3_DATA_DIR": data_dir}
+    assert units.environment_of(files[1].text) == {"PM3_DATA_DIR": data_dir, "PM3_OPEN_FILES": "1024"}
     assert 'ExecStart="/opt/my python/$$HOME/python3" -I ' in files[1].text
     assert files[2] == units.File(f"{data_dir}/managed", "systemctl --user start pm3.service\n")
