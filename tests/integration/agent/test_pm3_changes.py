@@ -48,6 +48,26 @@ def up(agent: Agent, **definitions: Any) -> dict[str, int]:
     return agent.pids()
 
 
+# Start
+
+
+def test_start_leaves_one_alone_that_is_slow_to_pass_its_checks(agent: Agent) -> None:
+    agent.file("""
+        [web]
+        command = "sleep 1000"
+        readiness_check = "exec://test -e ready"
+        readiness_timeout = 1
+        """)
+    agent.pm3("start")
+    until(lambda: agent.instance("web")["status"] == "unhealthy", "it has not passed in time")
+    before = agent.pids()
+    assert "everything is already running" in agent.pm3("start").stdout
+    assert agent.pids() == before
+    (agent.folder / "ready").touch()
+    until(lambda: agent.instance("web")["status"] == "online", "it passes after all")
+    assert agent.pids() == before
+
+
 # Reload
 
 

@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 from ..model import kinds, loading, machine, rows
 from ..model.definition import Definition
+from ..model.life import Phase
 from ..model.plan import Action, plan_in_parts
 from ..model.problems import Unfit
 from ..wire import messages
@@ -73,10 +74,13 @@ class Changes:
                 self._start(request, peer, client, configs, meant, only)
                 return
             stops = walks.stops_of(self._supervisor)
+            # What runs and has not passed its checks in time is left to them (spec: pm3.md, section 3.3); an apply is not so patient.
+            slow = {name for name, one in self._supervisor.instances.items() if one.life.phase is Phase.UNHEALTHY}
+            actual = [replace(one, up=one.up or one.name in slow) for one in self._supervisor.actual()]
             parts = plan_in_parts(
                 project,
                 {name: configs[name] for name in configs if name in chosen},
-                self._supervisor.actual(),
+                actual,
                 cpus=cpus(),
                 current=self._projects.definitions(project) if project else None,
                 prune=False,
