@@ -145,7 +145,7 @@ def test_a_run_that_is_stopped_takes_its_play_with_it(host: Host) -> None:
     told = host.folder / "told"
     os.mkfifo(told)
     waits = (
-        PLAY.split("    - name")[0]
+        PLAY.partition("    - name")[0]
         + f"    - name: It waits\n      ansible.builtin.raw: echo $PPID > {told}; sleep 1000\n"
     )
     (host.source / "local.yml").write_text(waits)

@@ -457,8 +457,9 @@ def test_who_got_the_pid_of_one_that_was_stopping_is_left_alone(agent: Agent) ->
     assert "closed the connection" in stopping.communicate()[0]
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
         try:
-            with contextlib.closing(sqlite3.connect(agent.data_dir / "store.sqlite")) as store, store:
+            with contextlib.closing(sqlite3.connect(agent.data_dir / "store.sqlite")) as store:
                 store.execute("UPDATE instances SET pid = ?", (stranger.pid,))
+                store.commit()
             agent.pm3("list")
             until(lambda: agent.instance("web")["phase"] == "down", "the instance is known to have ended")
             assert stranger.poll() is None

@@ -19,7 +19,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Callable
 
-from ..model import checks, machine, rows
+from ..model import checks, machine, plan
 from ..model.life import Cause, End, Work
 from ..model.life import Timer as Kind
 from ..model.machine import Event
@@ -185,7 +185,7 @@ class Supervisor:
         lines = lines or last_lines(out, _LAST_WORDS, out_start)
         # Now: they are kept, and a definition that comes later knows other secrets.
         secrets = instance.definition.secrets.values()
-        return tuple(rows.masked(line, secrets) for line in lines)
+        return tuple(plan.masked(line, secrets) for line in lines)
 
     def empty_logs(self, instances: Iterable[Instance], done: Callable[[list[str]], None]) -> None:
         """Empties their logs and removes the rotated ones; `done` gets a sentence for each that could not be."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..model import placeholders, rows
+from ..model import placeholders, plan, rows
 from ..model.definition import FIELDS, Definition
 from ..model.life import Phase
 from ..model.plan import MASK, Change, Secrets
@@ -98,7 +98,7 @@ def snapshot(supervisor: Supervisor, instance: Instance, used: Used | None, log_
 
         secrets = list(instance.definition.secrets.values())
         shown["log_tail"] = [
-            rows.masked(line, secrets)
+            plan.masked(line, secrets)
             for log in files(instance.name, (out, err))
             for line in newest_lines(log, log_lines)
         ]
@@ -143,9 +143,9 @@ def end(supervisor: Supervisor, instance: Instance) -> Document | None:
         "cause": one.cause.value,
         "code": one.code,
         "signal": one.signal,
-        "message": rows.masked(str(one), secrets),
+        "message": plan.masked(str(one), secrets),
         "at": supervisor.ledger.moment(one.at),
-        "log_tail": [rows.masked(line, secrets) for line in one.tail],
+        "log_tail": [plan.masked(line, secrets) for line in one.tail],
     }
 
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
-from ..model import graph, machine
-from ..model import rows as result_rows
+from ..model import graph, machine, plan
 from ..model.definition import Definition
 from ..model.life import Cause, Phase
 from .instance import Instance, has_completed
@@ -207,7 +206,7 @@ def last_words(supervisor: Supervisor, instance: Instance) -> list[str]:
 
 
 def masked(text: str, instance: Instance) -> str:
-    return result_rows.masked(text, instance.definition.secrets.values())
+    return plan.masked(text, instance.definition.secrets.values())
 
 
 def stop_in_order(

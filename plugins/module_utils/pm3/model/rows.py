@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .plan import Action, Change, FieldChange, said
-from .plan import masked as masked
 from .screen import columns_of, one_line, padded
 
 Row = dict[str, Any]
