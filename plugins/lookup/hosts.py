@@ -34,7 +34,8 @@ EXAMPLES = r"""
 - name: What runs there
   hosts: "{{ lookup('pm3.fleet.hosts', web_hosts) }}"
   tasks:
-    - pm3.fleet.process_info:
+    - name: It is asked
+      pm3.fleet.process_info:
       register: found
 """
 
