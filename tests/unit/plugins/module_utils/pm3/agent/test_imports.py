@@ -28,6 +28,6 @@ def test_what_most_agents_never_use_is_not_loaded() -> None:
         "urllib.parse",
         "pm3.model.cron",
     }
-    if sys.version_info < (3, 13):  # from there on dataclasses reads annotations with the help of one of these
+    if sys.version_info < (3, 12):  # from there on dataclasses reads annotations with the help of one of these
         heavy |= {"ast", "dis", "inspect", "pm3.model.expressions"}
     assert loaded & heavy == set()
